@@ -1,0 +1,45 @@
+"""Pre-norm residual block around a mixer, and its norm."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Block", "RMSNorm"]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in at least float32.
+
+    The result has the dtype of the weight, so that a residual in float32 enters a layer in the
+    precision of its parameters (autocast lowers it further).
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        y = F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps)
+        return y.to(self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class Block(nn.Module):
+    """residual + drop_path(mixer(norm(residual))); the residual keeps its dtype, float32."""
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module, drop_path: nn.Module):
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+        self.drop_path = drop_path
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, H, W, D)."""
+        return residual + self.drop_path(self.mixer(self.norm(residual)))

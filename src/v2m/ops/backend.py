@@ -1,0 +1,83 @@
+"""Which implementation of the operator runs, and why."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from v2m.errors import InputError
+
+__all__ = ["BACKENDS", "choose_backend", "explain_backend", "use_backend"]
+
+BACKENDS = ("reference", "eager", "cpu", "triton")
+_forced: ContextVar[str | None] = ContextVar("v2m_backend", default=None)
+
+
+def choose_backend(asked: str | None, tensor: Tensor) -> str:
+    """The backend for work on `tensor`: as asked, as forced, or the fastest that can do it."""
+    return explain_backend(asked, tensor.device.type, tensor.dtype)[0]
+
+
+def explain_backend(
+    asked: str | None, device_type: str, dtype: torch.dtype = torch.float32
+) -> tuple[str, str]:
+    """(backend, reason). `asked` comes before `use_backend`, and that before V2M_BACKEND."""
+    for name, source in (
+        (asked, "asked for by the caller"),
+        (_forced.get(), "forced by use_backend"),
+        (os.environ.get("V2M_BACKEND"), "forced by the environment variable V2M_BACKEND"),
+    ):
+        if name:
+            return _check(name, device_type), source
+    if torch.compiler.is_exporting():
+        return "eager", "an exported program can hold plain operations only"
+    if dtype == torch.float64:
+        return "eager", "the compiled kernels keep their state in float32"
+    if device_type == "cuda" and torch.version.hip is None and is_available("triton"):
+        return "triton", "the tensor is on a CUDA device and Triton is installed"
+    if device_type == "cpu" and is_available("cpu"):
+        return "cpu", "the tensor is on a CPU and numba is installed"
+    return "eager", f"no compiled kernel is available for device type {device_type!r}"
+
+
+@cache
+def is_available(name: str) -> bool:
+    """Whether a backend's compiler is installed; nothing is imported to find out."""
+    package = {"cpu": "numba", "triton": "triton"}.get(name)
+    try:
+        return package is None or importlib.util.find_spec(package) is not None
+    except ValueError:  # blocked from import by `sys.modules[package] = None`
+        return False
+
+
+def _check(name: str, device_type: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"`backend` must be one of {', '.join(BACKENDS)}; got {name!r}.")
+    if not is_available(name):
+        raise InputError(
+            f"backend {name!r} needs the package {'numba' if name == 'cpu' else name}, which is not"
+            f" installed here. Install it or use backend='eager'."
+        )
+    if name == "cpu" and device_type != "cpu":
+        raise InputError(
+            f"backend 'cpu' works on CPU tensors; got a tensor on {device_type!r}."
+            " Move it with .cpu() or leave `backend` unset."
+        )
+    return name
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force a backend inside a `with` block, e.g. `with use_backend("eager"): model(images)`."""
+    if name is not None and name not in BACKENDS:
+        raise InputError(f"`name` must be one of {', '.join(BACKENDS)}; got {name!r}.")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)

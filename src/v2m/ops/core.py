@@ -1,0 +1,123 @@
+"""The core of a V2M mixer, one call a layer: what lies between `in_proj` and `out_proj`.
+
+Two selective scans in sequence, along the rows and then along the columns (arXiv 2410.10382), from
+several starting points that share one set of weights, summed. A compiled backend runs the whole of
+it as one operator; the composition below, on top of the plain scans, says what it has to compute.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import eager, reference
+from .backend import choose_backend
+
+__all__ = ["Direction", "PassWeights", "Sweep", "causal_conv", "distinct_sweeps", "mixer_core"]
+
+
+class PassWeights(NamedTuple):
+    """The parameters of one pass. E inner width, N state size, R rank of dt."""
+
+    conv_weight: Tensor  # (E, width): causal depthwise taps, the last one on the current token
+    conv_bias: Tensor  # (E,)
+    x_proj: Tensor  # (R + N, E): the low-rank dt, then B (first pass) or C (second pass)
+    dt_proj: Tensor  # (E, R)
+    dt_bias: Tensor  # (E,)
+    A_log: Tensor  # (E, N), A = -exp(A_log)
+    D: Tensor  # (E,)
+
+
+class Sweep(NamedTuple):
+    """One scan over a (B, H, W, E) grid."""
+
+    axis: int  # 1: down the columns, along H; 2: along the rows, W
+    reverse: bool = False
+    window: int = 0  # the state restarts every `window` steps; 0: never
+
+
+class Direction(NamedTuple):
+    """A first and a second sweep, and the grid axes along which the result is mirrored."""
+
+    first: Sweep
+    second: Sweep
+    mirror: tuple[int, ...] = ()
+
+
+def distinct_sweeps(directions: tuple[Direction, ...]) -> tuple[Sweep, ...]:
+    """The different first sweeps, in order of appearance: with shared weights, each runs once."""
+    return tuple(dict.fromkeys(direction.first for direction in directions))
+
+
+def mixer_core(
+    u: Tensor,
+    z: Tensor,
+    first: PassWeights,
+    second: PassWeights,
+    directions: tuple[Direction, ...],
+    *,
+    transpose: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """2 / K times the sum over the K directions of the second pass over the first.
+
+    u, z: (B, H, W, E), the two halves of `in_proj`. Returns (B, H, W, E) in the dtype of u, or
+    (B, W, H, E) with `transpose`, which the published code's misalignment needs.
+    """
+    name = choose_backend(backend, u)
+    if name in ("reference", "eager"):
+        scan = reference.selective_scan if name == "reference" else eager.selective_scan
+        y = _compose(scan, u, z, first, second, directions)
+    else:
+        from . import library  # registers the compiled operators, so only where one is wanted
+
+        y = library.mixer_core(u, z, first, second, directions, name)
+    return y.transpose(1, 2) if transpose else y
+
+
+def _compose(scan, u, z, first, second, directions):
+    """The definition of `mixer_core` for a backend that has only a scan."""
+    handed_over = {
+        sweep: _pass(scan, u, z, first, sweep, is_first=True).to(u.dtype)
+        for sweep in distinct_sweeps(directions)
+    }
+    total = None
+    for direction in directions:
+        y = _pass(scan, handed_over[direction.first], z, second, direction.second, is_first=False)
+        y = y.flip(direction.mirror) if direction.mirror else y
+        total = y if total is None else total + y  # in the dtype of the state
+    return (total * (2 / len(directions))).to(u.dtype)
+
+
+def _pass(scan, u, z, weights, sweep, *, is_first):
+    """Convolution, projections, scan, skip and gate of one sweep, in the dtype of the state."""
+    u = F.silu(causal_conv(u, weights.conv_weight, weights.conv_bias, *sweep[:2])).to(u.dtype)
+    rank = weights.dt_proj.shape[1]
+    low_rank, B_or_C = F.linear(u, weights.x_proj.to(u.dtype)).split(
+        [rank, weights.x_proj.shape[0] - rank], dim=-1
+    )  # (B, H, W, R), (B, H, W, N)
+    dt = F.linear(low_rank, weights.dt_proj.to(u.dtype))  # (B, H, W, E)
+    A = -torch.exp(weights.A_log.to(torch.promote_types(u.dtype, torch.float32)))
+    B, C = (B_or_C, None) if is_first else (None, B_or_C)
+    axis, reverse, window = sweep
+    return scan(u, dt, A, B, C, weights.D, z, weights.dt_bias, True, axis, reverse, window or None)
+
+
+def causal_conv(u: Tensor, weight: Tensor, bias: Tensor, axis: int, reverse: bool) -> Tensor:
+    """Depthwise convolution along one axis, causal in scan order, zeros before a line's first token.
+
+    u: (B, H, W, E), weight: (E, width) with the last tap on the current token, bias: (E,).
+    Returns (B, H, W, E) in at least float32.
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    u, weight = u.to(dtype), weight.to(dtype)
+    length, width = u.shape[axis], weight.shape[1]
+    before = (0, width - 1) if reverse else (width - 1, 0)
+    padding = (0, 0, *before) if axis == 2 else (0, 0, 0, 0, *before)
+    padded = F.pad(u, padding)
+    y = bias.to(dtype)
+    for tap in range(width):
+        start = width - 1 - tap if reverse else tap
+        y = y + padded.narrow(axis, start, length) * weight[:, tap]
+    return y
