@@ -105,7 +105,7 @@ def _pass(scan, u, z, weights, sweep, *, is_first):
 
 
 def causal_conv(u: Tensor, weight: Tensor, bias: Tensor, axis: int, reverse: bool) -> Tensor:
-    """Depthwise convolution along one axis, causal in scan order, zeros before a line's first token.
+    """Depthwise convolution along one axis, causal in scan order, zeros before the first token.
 
     u: (B, H, W, E), weight: (E, width) with the last tap on the current token, bias: (E,).
     Returns (B, H, W, E) in at least float32.

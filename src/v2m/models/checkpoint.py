@@ -1,0 +1,291 @@
+"""Files of models: timm's Hub schema (config.json, model.safetensors), published checkpoints."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from v2m.errors import InputError
+
+from .pickles import load_pickle
+from .published import describe_published
+from .registry import create_model
+
+__all__ = ["from_checkpoint", "load_strictly", "read_config", "save_model"]
+
+WEIGHTS, CONFIG, METADATA_KEY = "model.safetensors", "config.json", "v2m_config"
+
+
+@dataclass
+class _Checkpoint:
+    """Tensors, and what is known about the model they belong to."""
+
+    state: dict[str, Tensor]
+    architecture: str
+    arguments: dict[str, Any]
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+
+
+def from_checkpoint(
+    source: str | os.PathLike | Mapping[str, Tensor], **overrides: Any
+) -> nn.Module:
+    """A model with the weights of a directory, a file or a state dict, loaded strictly.
+
+    Args:
+        source: a directory in timm's Hub schema (`config.json`, `model.safetensors`), a
+            .safetensors file, a pickled training checkpoint of the published code, or a state dict.
+            Published formats are recognised from names and shapes; published V2M weights give a
+            model with `scan="release"`.
+        overrides: keywords of the model to change, e.g. `scan="corners"`, `img_size=(80, 112)` (the
+            position embedding is resampled), `num_classes=5` (a fresh head), `in_chans=1`.
+
+    Raises:
+        InputError: nothing there, damaged, of no known format, a pickle that asks for more than
+            tensors, or keys unknown, missing or of another shape (all named).
+    """
+    found = _read(source)
+    arguments = {**found.arguments, **overrides}
+    model = create_model(found.architecture, **arguments)
+    cfg = dict(model.pretrained_cfg, **found.pretrained_cfg)
+    if overrides.keys() & {"img_size", "in_chans"} or "input_size" not in found.pretrained_cfg:
+        cfg["input_size"] = _input_size(model, cfg)
+    for key in ("mean", "std"):
+        if len(cfg[key]) != cfg["input_size"][0]:
+            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * cfg["input_size"][0]
+    if model.num_classes != found.arguments.get("num_classes"):
+        cfg.pop("label_names", None)
+    model.pretrained_cfg = model.default_cfg = {**cfg, "num_classes": model.num_classes}
+    load_strictly(model, _adapt(found, model, overrides))
+    return model.eval()
+
+
+def save_model(
+    model: nn.Module,
+    directory: str | os.PathLike,
+    *,
+    label_names: list[str] | None = None,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    v2m: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `config.json` and `model.safetensors`, each atomically; returns the directory.
+
+    `timm.create_model("local-dir:DIRECTORY", pretrained=True)` and `from_checkpoint` read them.
+
+    Args:
+        label_names: one name a class.
+        pretrained_cfg: preprocessing to state beyond the model's own (`input_size`, `mean`, ...).
+        v2m: whatever task and training want to leave behind, JSON.
+    """
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise InputError(
+            f"`label_names` must have one name for each of the {model.num_classes} classes;"
+            f" got {len(label_names)}."
+        )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = _hub_config(model, label_names, pretrained_cfg or {}, v2m)
+    text = json.dumps(config, indent=2) + "\n"
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
+    _atomically(directory / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
+    _atomically(directory / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    return directory
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """The `config.json` of a directory in timm's Hub schema."""
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{directory} has no {CONFIG}; expected a directory that v2m wrote.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    return _checked_config(config, str(path))
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load every tensor, or raise an InputError that names what does not fit."""
+    own = model.state_dict()
+    problems = []
+    for what, names in (
+        ("missing", [name for name in own if name not in state]),
+        ("unknown", [name for name in state if name not in own]),
+        (
+            "mis-shaped",
+            [
+                f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+                for name in own
+                if name in state and state[name].shape != own[name].shape
+            ],
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            problems.append(f"{what}: {'; '.join(names[:8])}{more}")
+    if problems:
+        raise InputError("the checkpoint does not fit the model; " + ". ".join(problems) + ".")
+    model.load_state_dict(state)
+
+
+def _read(source: str | os.PathLike | Mapping[str, Tensor]) -> _Checkpoint:
+    if isinstance(source, Mapping):
+        return _published(_unwrap(source, "the mapping"))
+    path = Path(source)
+    if path.is_dir():
+        config = read_config(path)
+        if not (path / WEIGHTS).is_file():
+            raise InputError(f"{path} has a {CONFIG} but no {WEIGHTS}.")
+        state, _ = _read_safetensors(path / WEIGHTS)
+        return _own(config, state)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: no such file or directory.")
+    if path.suffix != ".safetensors":
+        return _published(_unwrap(load_pickle(path), str(path)))
+    state, config = _read_safetensors(path)
+    if config is None and (path.parent / CONFIG).is_file():
+        config = read_config(path.parent)
+    return _published(_unwrap(state, str(path))) if config is None else _own(config, state)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors, and the configuration that `save_model` left in the file's metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}.") from error
+    return state, None if config is None else _checked_config(config, str(path))
+
+
+def _checked_config(config: Any, where: str) -> dict[str, Any]:
+    expected = {"architecture": str, "model_args": dict, "pretrained_cfg": dict}
+    if not isinstance(config, dict):
+        raise InputError(f"{where} must hold a JSON object; got {type(config).__name__}.")
+    for key, kind in expected.items():
+        if not isinstance(config.get(key, kind()), kind) or "architecture" not in config:
+            raise InputError(f"{where}: key {key!r} must be a {kind.__name__} and present.")
+    return config
+
+
+def _own(config: dict[str, Any], state: dict[str, Tensor]) -> _Checkpoint:
+    cfg = dict(config.get("pretrained_cfg", {}))
+    arguments = dict(config.get("model_args", {}))
+    arguments.setdefault("num_classes", config.get("num_classes", cfg.get("num_classes", 1000)))
+    if config.get("label_names") is not None:
+        cfg["label_names"] = config["label_names"]
+    return _Checkpoint(state, config["architecture"], arguments, cfg)
+
+
+def _published(state: dict[str, Tensor]) -> _Checkpoint:
+    return _Checkpoint(state, *describe_published(state))
+
+
+def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
+    """The state dict in a training checkpoint, without the prefixes of wrappers."""
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{where} holds no state dict, a mapping of names to tensors.")
+    state = dict(content)
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise InputError(
+                f"{where}: expected names and tensors; {name!r} is a {type(tensor).__name__}."
+            )
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _adapt(found: _Checkpoint, model: nn.Module, overrides: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors changed to what the overrides ask for: another grid, channels or classes."""
+    state = dict(found.state)
+    config = getattr(model, "config", None)
+    if "pos_embed" in state and config is not None and "img_size" in overrides:
+        position, grid = state["pos_embed"], config.grid_size
+        old = type(config)(**found.arguments).grid_size
+        if position.dim() == 3 and position.shape[1] == math.prod(old):
+            state["pos_embed"] = resample_abs_pos_embed(
+                position, list(grid), list(old), num_prefix_tokens=0
+            )
+    first = model.pretrained_cfg.get("first_conv")
+    channels = overrides.get("in_chans")
+    if channels is not None and first and f"{first}.weight" in state:
+        state[f"{first}.weight"] = _adapt_channels(state[f"{first}.weight"], channels)
+    if overrides.get("num_classes", model.num_classes) != found.arguments.get("num_classes"):
+        head = model.pretrained_cfg.get("classifier", "head") + "."
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(head)}
+        state = {k: v for k, v in state.items() if not k.startswith(head)} | fresh
+    return state
+
+
+def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """(D, C, h, w) for another C: timm's rule from RGB, the mean over the channels from others."""
+    if weight.shape[1] == 3:
+        return adapt_input_conv(channels, weight)
+    return (weight.sum(dim=1, keepdim=True) / channels).repeat(1, channels, 1, 1)
+
+
+def _input_size(model: nn.Module, cfg: Mapping[str, Any]) -> tuple[int, ...]:
+    config = getattr(model, "config", None)
+    return tuple(cfg["input_size"]) if config is None else (config.in_chans, *config.img_size)
+
+
+def _hub_config(model, label_names, pretrained_cfg, v2m) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    arguments = dict(getattr(model, "_model_args", {})) if config is None else asdict(config)
+    source = {
+        key: value
+        for key, value in model.pretrained_cfg.items()
+        if key not in ("state_dict", "url", "file", "source", "hf_hub_id") and value is not None
+    }
+    cfg = {**source, "input_size": _input_size(model, source), **pretrained_cfg}
+    cfg["num_classes"] = model.num_classes
+    names = label_names if label_names is not None else cfg.get("label_names")
+    cfg.pop("label_names", None)
+    result = {
+        "architecture": cfg.pop("architecture"),
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "global_pool": getattr(model, "global_pool", "avg"),
+        "model_args": arguments,
+        "pretrained_cfg": cfg,
+        "v2m": {
+            "timm_version": timm.__version__,
+            "torch_version": torch.__version__,
+            **(v2m or {}),
+        },
+    }
+    if names is not None:
+        result["label_names"] = list(names)
+    return result
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name.removeprefix("_orig_mod."): value for name, value in model.state_dict().items()}
+
+
+def _atomically(path: Path, write) -> None:
+    """Write beside the file, then move into place: a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The registered models: a size is a row of the table, and a name in timm's registry."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from v2m.errors import InputError
+
+from .plain import V2M
+
+__all__ = ["MODELS", "create_model", "list_models"]
+
+_NANO = {"patch_size": 4, "img_size": 28, "in_chans": 1, "num_classes": 10, "d_state": 8}
+
+# name: (class, keywords of its configuration, what it is)
+MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], str]] = {
+    "v2m_nano_patch4_28": (
+        V2M,
+        {"embed_dim": 64, "depth": 4, **_NANO},
+        "small enough to train on a CPU, for 28-pixel grey images",
+    ),
+    "v2m_tiny_patch16_224": (V2M, {"embed_dim": 192, "depth": 24}, "V2M-T of the paper"),
+    "v2m_small_patch16_224": (V2M, {"embed_dim": 384, "depth": 24}, "V2M-S of the paper"),
+    "v2m_base_patch16_224": (V2M, {"embed_dim": 768, "depth": 24}, "the same structure, wider"),
+}
+
+
+def _default_cfg(keywords: dict[str, Any]) -> dict[str, Any]:
+    """timm's description of the input and the head; no trained V2M weights were published."""
+    size, channels = keywords.get("img_size", 224), keywords.get("in_chans", 3)
+    grey = channels == 1
+    return {
+        "url": "",
+        "num_classes": keywords.get("num_classes", 1000),
+        "input_size": (channels, size, size),
+        "pool_size": None,
+        "crop_pct": 1.0 if grey else 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.2860,) if grey else (0.485, 0.456, 0.406),
+        "std": (0.3530,) if grey else (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _default_cfg(keywords) for name, (_, keywords, _) in MODELS.items()}
+)
+
+
+def _register(name: str) -> None:
+    model_class, size, description = MODELS[name]
+
+    def build(pretrained: bool = False, **keywords: Any) -> nn.Module:
+        return build_model_with_cfg(
+            model_class,
+            name,
+            pretrained,
+            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+            **{**size, **keywords},
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__module__ = __name__
+    build.__doc__ = f"{name}: {description}."
+    globals()[name] = register_model(build)
+
+
+for _name in MODELS:
+    _register(_name)
+
+
+def list_models() -> list[str]:
+    """Names of the models of this library, all of them in timm's registry too."""
+    return list(MODELS)
+
+
+def create_model(name: str, pretrained: bool = False, **keywords: Any) -> nn.Module:
+    """A model by name, as `timm.create_model` with clearer errors.
+
+    Args:
+        name: one of `v2m.list_models()`, or anything timm takes ("local-dir:...", "hf-hub:...").
+        pretrained: load weights; only for names that have some (a directory, a Hub repository).
+        keywords: what the model's configuration has (`num_classes`, `in_chans`, `img_size`,
+            `drop_path_rate`, `scan`, ...), and timm's `features_only` and `out_indices`.
+
+    Raises:
+        InputError: unknown name or keyword, a value that does not fit, or weights that do not
+            exist.
+    """
+    if name not in MODELS and not timm.is_model(name) and ":" not in name:
+        near = get_close_matches(name, MODELS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown model {name!r}.{hint} Known models: {', '.join(MODELS)}.")
+    if pretrained and name in MODELS:
+        raise InputError(
+            f"there are no pretrained weights for {name!r}: no trained V2M weights were ever"
+            " published. Train with `v2m train`, or load your own with v2m.from_checkpoint."
+        )
+    return timm.create_model(name, pretrained=pretrained, **keywords)
