@@ -1,0 +1,153 @@
+"""The data sets that have a name, and `load_dataset`, which takes a name or a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from v2m.data import fashion_mnist
+from v2m.data.datasets import ImageDataset
+from v2m.data.fashion_mnist import BUNDLED_DIRECTORY, FULL, SMALL, IdxSet
+from v2m.data.folders import check_same_classes, find_splits, read_folder
+from v2m.data.splits import carve
+from v2m.errors import InputError
+
+__all__ = ["SPLITS", "DatasetInfo", "describe", "load_dataset"]
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """One row of `v2m data`.
+
+    Attributes:
+        images: {"train": n, "test": n}; the validation images are kept aside from the training
+            images.
+        image_size: (C, H, W).
+        location: the folder it lies in, None if it is not on this machine.
+        hint: how to get or use it.
+    """
+
+    name: str
+    images: dict[str, int]
+    classes: tuple[str, ...]
+    image_size: tuple[int, int, int]
+    location: Path | None
+    licence: str
+    hint: str
+
+
+def describe() -> list[DatasetInfo]:
+    """What `load_dataset` knows by name, installed or not."""
+    hints = {
+        SMALL.name: "part of v2m: a class-balanced subset of Fashion-MNIST",
+        FULL.name: f"v2m data download {FULL.name}",
+    }
+    return [
+        DatasetInfo(
+            name=dataset.name,
+            images=dict(dataset.counts),
+            classes=fashion_mnist.CLASSES,
+            image_size=(1, 28, 28),
+            location=BUNDLED_DIRECTORY if dataset is SMALL else fashion_mnist.locate(),
+            licence="MIT, (c) 2017 Zalando SE",
+            hint=hints[dataset.name],
+        )
+        for dataset in (SMALL, FULL)
+    ]
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike,
+    split: str = "train",
+    *,
+    on_error: str = "raise",
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageDataset:
+    """A split of a data set that `describe()` lists, or of a folder of images.
+
+    A folder has one subfolder per class, below train/ and, each if there is one, validation/ (or
+    val/) and test/; without train/ it is split as a whole. What is missing is kept aside from the
+    training images, of each class `validation_fraction`, chosen by `seed` and file name: validation
+    always, test if there is no folder for validation either. With train/ and val/ alone (ImageNet)
+    the test split is val/.
+
+    Args:
+        split: "train", "validation" or "test".
+        on_error: what loaders do with an unreadable image: "raise" BadImageError, or "skip" and
+            count it.
+        validation_fraction: 0 trains on everything; there is then no validation split to load.
+        seed: of the choice of validation images.
+
+    Raises:
+        InputError: for an unknown name, a missing or empty folder, an empty class, splits with
+            different classes, or a damaged file of a named set.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error must be raise or skip; got {on_error!r}.")
+    if not 0 <= validation_fraction < 1:
+        raise InputError(
+            f"validation_fraction must be at least 0 and below 1; got {validation_fraction}."
+        )
+    name = os.fspath(name_or_path)
+    for dataset in (SMALL, FULL):
+        if name == dataset.name:
+            return _load_idx(dataset, split, validation_fraction, seed)
+    if not os.path.exists(name) and os.sep not in name:
+        raise InputError(
+            f"{name!r} is neither a data set ({SMALL.name}, {FULL.name}) nor a folder. `v2m data` "
+            "lists "
+            "what there is."
+        )
+    return _load_folder(Path(name), split, on_error, validation_fraction, seed)
+
+
+def _load_idx(dataset: IdxSet, split: str, fraction: float, seed: int) -> ImageDataset:
+    directory = BUNDLED_DIRECTORY if dataset is SMALL else fashion_mnist.require()
+    if split == "test":
+        return fashion_mnist.read_part(dataset, directory, "test")
+    images = fashion_mnist.read_part(dataset, directory, "train")
+    return _carved(images, ("validation",), split, fraction, seed)
+
+
+def _load_folder(
+    directory: Path, split: str, on_error: str, fraction: float, seed: int
+) -> ImageDataset:
+    folders = find_splits(directory)
+    name = directory.name or str(directory)
+    training = read_folder(folders.get("train", directory), name=name, on_error=on_error)
+    if split == "test" and "test" not in folders and "validation" in folders:
+        folders["test"] = folders["validation"]
+    if split != "train" and split in folders:
+        other = read_folder(folders[split], name=name, on_error=on_error)
+        check_same_classes(training, other)
+        return other
+    missing = [part for part in ("validation", "test") if part not in folders]
+    if "validation" in folders:
+        missing = []
+    return _carved(training, missing, split, fraction, seed)
+
+
+def _carved(
+    images: ImageDataset,
+    missing: Sequence[str],
+    split: str,
+    fraction: float,
+    seed: int,
+) -> ImageDataset:
+    """`split` of training images that the `missing` splits are kept aside from."""
+    parts = carve(images, [fraction] * len(missing), seed)
+    dataset = dict(zip((*missing, "train"), parts))[split]
+    if len(dataset) == 0:
+        raise InputError(
+            f"{images.name} has no {split} images: with validation_fraction 0 none are kept aside "
+            "from "
+            "the training images. Give a fraction above 0, or a folder of its own."
+        )
+    return dataset
