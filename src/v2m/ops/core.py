@@ -18,10 +18,13 @@ __all__ = ["Direction", "PassWeights", "Sweep", "causal_conv", "distinct_sweeps"
 
 
 class PassWeights(NamedTuple):
-    """The parameters of one pass. E inner width, N state size, R rank of dt."""
+    """The parameters of one pass. E inner width, N state size, R rank of dt.
 
-    conv_weight: Tensor  # (E, width): causal depthwise taps, the last one on the current token
-    conv_bias: Tensor  # (E,)
+    A pass without a convolution (both its tensors None) scans what it is given, with no silu.
+    """
+
+    conv_weight: Tensor | None  # (E, width): causal depthwise taps, the last on the current token
+    conv_bias: Tensor | None  # (E,)
     x_proj: Tensor  # (R + N, E): the low-rank dt, then B (first pass) or C (second pass)
     dt_proj: Tensor  # (E, R)
     dt_bias: Tensor  # (E,)
@@ -52,7 +55,7 @@ def distinct_sweeps(directions: tuple[Direction, ...]) -> tuple[Sweep, ...]:
 
 def mixer_core(
     u: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     first: PassWeights,
     second: PassWeights,
     directions: tuple[Direction, ...],
@@ -62,8 +65,9 @@ def mixer_core(
 ) -> Tensor:
     """2 / K times the sum over the K directions of the second pass over the first.
 
-    u, z: (B, H, W, E), the two halves of `in_proj`. Returns (B, H, W, E) in the dtype of u, or
-    (B, W, H, E) with `transpose`, which the published code's misalignment needs.
+    u, z: (B, H, W, E), the two halves of `in_proj`; z is None where there is no gate. Returns
+    (B, H, W, E) in the dtype of u, or (B, W, H, E) with `transpose`, which the published code's
+    misalignment needs.
     """
     name = choose_backend(backend, u)
     if name in ("reference", "eager"):
@@ -92,7 +96,8 @@ def _compose(scan, u, z, first, second, directions):
 
 def _pass(scan, u, z, weights, sweep, *, is_first):
     """Convolution, projections, scan, skip and gate of one sweep, in the dtype of the state."""
-    u = F.silu(causal_conv(u, weights.conv_weight, weights.conv_bias, *sweep[:2])).to(u.dtype)
+    if weights.conv_weight is not None:
+        u = F.silu(causal_conv(u, weights.conv_weight, weights.conv_bias, *sweep[:2])).to(u.dtype)
     rank = weights.dt_proj.shape[1]
     low_rank, B_or_C = F.linear(u, weights.x_proj.to(u.dtype)).split(
         [rank, weights.x_proj.shape[0] - rank], dim=-1
