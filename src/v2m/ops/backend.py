@@ -45,9 +45,14 @@ def explain_backend(
     return "eager", f"no compiled kernel is available for device type {device_type!r}"
 
 
-@cache
+@torch.compiler.assume_constant_result
 def is_available(name: str) -> bool:
     """Whether a backend's compiler is installed; nothing is imported to find out."""
+    return _find(name)
+
+
+@cache
+def _find(name: str) -> bool:
     package = {"cpu": "numba", "triton": "triton"}.get(name)
     try:
         return package is None or importlib.util.find_spec(package) is not None
