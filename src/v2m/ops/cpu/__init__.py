@@ -1,0 +1,3 @@
+"""The CPU backend, compiled by numba: `core_forward`."""
+from .core import core_forward
+

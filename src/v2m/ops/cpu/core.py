@@ -1,0 +1,133 @@
+"""The mixer core on the CPU: two passes, each one launch over all lines of all its sweeps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import Direction, PassWeights, Sweep, distinct_sweeps
+from . import layout as at
+from .forward import forward_kernel, forward_scratch
+from .jobs import LOG2_E, Job, pack, pad, padded_size, run, sweep_row, token_pitch
+
+__all__ = ["core_forward"]
+
+
+def core_forward(
+    u: Tensor,
+    z: Tensor,
+    first: PassWeights,
+    second: PassWeights,
+    directions: tuple[Direction, ...],
+) -> tuple[Tensor, Tensor]:
+    """y (B, H, W, E), and y1 (F, B, H, W, E): the gated results of the F distinct first sweeps, for the backward."""
+    dtype, channels = u.dtype, u.shape[3]
+    u, z = grid(u), grid(z)
+    y1 = first_forward(u, z, first, distinct_sweeps(directions))
+    y = second_forward(y1, z, second, directions)
+    return y[..., :channels].to(dtype), y1[..., :channels].to(dtype)
+
+
+def grid(tensor: Tensor) -> Tensor:
+    """(B, H, W, E) as the kernels want it: fp32 or bfloat16, whole vectors of channels, tokens evenly spaced."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.bfloat16:
+        tensor = tensor.float()
+    tensor = pad(tensor)
+    return tensor if token_pitch(tensor) else tensor.contiguous()
+
+
+def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
+    """What every launch of a pass has in common. u: (B, H, W, E), only its shape and dtype are used."""
+    batch, height, width, channels = u.shape
+    taps = weights.conv_weight.shape[1]
+    rank, states = weights.dt_proj.shape[1], weights.A_log.shape[1]
+    columns = weights.x_proj.shape[0]
+    x_proj = weights.x_proj.detach().float()
+    transposed = x_proj.new_zeros(channels, padded_size(columns))
+    transposed[: x_proj.shape[1], :columns] = x_proj.t()
+    packed = pack(
+        {
+            "conv_weight": weights.conv_weight.t(),
+            "conv_bias": weights.conv_bias,
+            "x_proj": x_proj,
+            "dt_proj": weights.dt_proj.t(),
+            "dt_bias": weights.dt_bias,
+            "decay": (weights.A_log.detach().float().exp() * -LOG2_E).t(),
+            "D": weights.D,
+        },
+        channels,
+    )
+    return Job(
+        SPLITS=1,
+        IMAGES=batch,
+        IMAGE_TOKENS=height * width,
+        CHANNELS=channels,
+        STATES=states,
+        RANK=rank,
+        COLUMNS=columns,
+        PADDED_COLUMNS=padded_size(columns),
+        B_COLUMN=rank if is_first else -1,
+        C_COLUMN=-1 if is_first else rank,
+        WIDTH=taps,
+        SOFTPLUS=True,
+        BFLOAT16=u.dtype == torch.bfloat16,
+        WEIGHTS=packed,
+        X_PROJ=transposed,
+        Z=z,
+        Z_PITCH=token_pitch(z),
+    )
+
+
+def line_count(shape, axis: int) -> int:
+    """Lines of a batch of grids (B, H, W, E) along `axis`."""
+    return shape[0] * shape[3 - axis]
+
+
+def first_forward(u: Tensor, z: Tensor, weights: PassWeights, sweeps: tuple[Sweep, ...]) -> Tensor:
+    """y1 (F, B, H, W, E) in the dtype of u."""
+    job = pass_job(weights, u, z, is_first=True)
+    y1 = torch.empty(len(sweeps), *u.shape, dtype=u.dtype)
+    rows = [sweep_row(u.shape, u, *sweep, OUT=out.data_ptr()) for sweep, out in zip(sweeps, y1)]
+    lines = max(line_count(u.shape, sweep.axis) for sweep in sweeps)
+    job.set(SWEEPS_PER_TASK=1, LINES=lines, OUT_BFLOAT16=u.dtype == torch.bfloat16)
+    job.set_scale(1.0)
+    run(forward_kernel, job, rows, lines * len(sweeps), _scratch(job))
+    return y1
+
+
+def second_forward(
+    y1: Tensor, z: Tensor, weights: PassWeights, directions: tuple[Direction, ...]
+) -> Tensor:
+    """2 / K times the sum over the directions, mirrored, (B, H, W, E) in fp32."""
+    shape = y1.shape[1:]
+    sources = dict(zip(distinct_sweeps(directions), y1))
+    y = torch.empty(shape, dtype=torch.float32)
+    job = pass_job(weights, y1[0], z, is_first=False)
+    job.set_scale(2 / len(directions))
+    groups: dict[tuple, list] = {}
+    for index, direction in enumerate(directions):
+        axis, mirror = direction.second.axis, direction.mirror
+        row = sweep_row(
+            shape,
+            sources[direction.first],
+            *direction.second,
+            OUT=y.data_ptr(),
+            ADD_OUT=index > 0,
+            MIRROR_STEPS=axis in mirror,
+            MIRROR_LINES=(3 - axis) in mirror,
+        )
+        groups.setdefault((axis, mirror), []).append(row)
+    for position, ((axis, _), rows) in enumerate(groups.items()):
+        rows[0][at.ADD_OUT] = position > 0
+        for row in rows[1:]:
+            row[at.ADD_OUT] = 1
+        lines = line_count(shape, axis)
+        job.set(SWEEPS_PER_TASK=len(rows), LINES=lines)
+        run(forward_kernel, job, rows, lines, _scratch(job))
+    return y
+
+
+def _scratch(job: Job) -> int:
+    table = job.table
+    return forward_scratch(*(int(table[i]) for i in (at.CHANNELS, at.STATES, at.PADDED_COLUMNS)))

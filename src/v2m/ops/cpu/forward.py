@@ -1,0 +1,143 @@
+"""The forward kernel: a whole pass over one line after the other."""
+
+from __future__ import annotations
+
+from . import layout as at
+from .functions import ZERO, device, load_token, sigmoid, store_token
+from .layout import CHUNK, FLOAT, VECTOR
+from .lines import (
+    channel_range,
+    convolve,
+    first_restart,
+    later_restart,
+    locate,
+    project,
+    scale_of,
+    slot,
+    time_steps,
+    weights_at,
+    zero,
+)
+from .states import advance_four, advance_one
+from .vector import LANES, atomic_increment, fma, load, splat, store
+
+__all__ = ["advance", "forward_kernel", "forward_scratch"]
+
+
+def forward_scratch(channels: int, states: int, padded_columns: int) -> int:
+    """Bytes of a worker's memory."""
+    return FLOAT * (CHUNK * (channels + padded_columns) + states * channels) + 3 * CHUNK * VECTOR
+
+
+def forward_kernel(fingerprint):
+    """The kernel, to be compiled; `fingerprint` of the sources becomes part of its key in numba's cache."""
+
+    def kernel(job):
+        fingerprint  # noqa: B018
+        _work(job)
+
+    return kernel
+
+
+@device
+def _work(job):
+    """Take tasks until none is left. `job` is the address of a table as `layout` describes it."""
+    scratch = slot(job, at.SCRATCH)
+    scratch += atomic_increment(job + 8 * at.NEXT_WORKER) * slot(job, at.SCRATCH_BYTES)
+    per_task, splits = slot(job, at.SWEEPS_PER_TASK), slot(job, at.SPLITS)
+    lines = slot(job, at.LINES)
+    while True:
+        task = atomic_increment(job + 8 * at.NEXT_TASK)
+        if task >= slot(job, at.TASKS):
+            break
+        low, high = channel_range(job, task % splits)
+        line, first = task // splits % lines, task // splits // lines * per_task
+        for index in range(first, first + per_task):
+            sweep = slot(job, at.SWEEPS) + 8 * at.SWEEP_SLOTS * index
+            images = slot(job, at.IMAGES)
+            if line < images * slot(sweep, at.IMAGE_LINES):
+                _line(job, sweep, line, low, high, scratch)
+
+
+@device
+def _line(job, sweep, line, low, high, scratch):
+    """Convolve, project, scan, gate and store one line."""
+    channels, padded = slot(job, at.CHANNELS), slot(job, at.PADDED_COLUMNS)
+    u = scratch
+    projected = u + FLOAT * CHUNK * channels
+    state = projected + FLOAT * CHUNK * padded
+    dt = state + FLOAT * slot(job, at.STATES) * channels
+    x, y = dt + CHUNK * VECTOR, dt + 2 * CHUNK * VECTOR
+    token, step = locate(job, sweep, line, False)
+    rows, row, columns = projected, FLOAT * padded, slot(job, at.COLUMNS)
+    zero(state, slot(job, at.STATES) * channels // LANES)
+    length, window, restart = slot(sweep, at.LENGTH), slot(sweep, at.WINDOW), first_restart(sweep)
+    for start in range(0, length, CHUNK):
+        steps = min(CHUNK, length - start)
+        convolve(job, sweep, token, step, start, steps, low, high, u, None)
+        if slot(job, at.WIDTH):
+            project(job, u, steps, rows)
+        else:
+            rows = slot(job, at.ROWS) + FLOAT * columns * (token + step * start)
+            row = FLOAT * columns * step
+        for e in range(low, high, LANES):
+            time_steps(job, token, step, start, steps, e, u, rows, dt, x, None)
+            zero(y, steps)
+            advance(job, steps, dt, x, y, e, state, rows, row, restart, window, None)
+            _finish(job, sweep, line, start, steps, e, u, y)
+        restart = later_restart(restart, window, steps)
+
+
+@device
+def advance(job, steps, dt, x, y, e, state, rows, row, restart, window, saved):
+    """All states of one vector of channels over some steps, y += sum of C h. `saved` as in `states`, 4 states each."""
+    channels, states = FLOAT * slot(job, at.CHANNELS), slot(job, at.STATES)
+    _, _, _, _, _, rate, _ = weights_at(job)
+    rate += slot(job, at.WEIGHTS) + FLOAT * e
+    state += FLOAT * e
+    b_column, c_column = slot(job, at.B_COLUMN), slot(job, at.C_COLUMN)
+    b, c = rows + FLOAT * b_column, rows + FLOAT * c_column
+    n = 0
+    while n < states:
+        four = n + 4 <= states
+        a, h, bn, cn = rate + channels * n, state + channels * n, b + FLOAT * n, c + FLOAT * n
+        if c_column < 0:
+            if four:
+                advance_four(
+                    steps, dt, x, y, a, channels, h, bn, None, row, restart, window, saved
+                )
+            else:
+                advance_one(steps, dt, x, y, a, channels, h, bn, None, row, restart, window, saved)
+        elif b_column < 0:
+            if four:
+                advance_four(
+                    steps, dt, x, y, a, channels, h, None, cn, row, restart, window, saved
+                )
+            else:
+                advance_one(steps, dt, x, y, a, channels, h, None, cn, row, restart, window, saved)
+        elif four:
+            advance_four(steps, dt, x, y, a, channels, h, bn, cn, row, restart, window, saved)
+        else:
+            advance_one(steps, dt, x, y, a, channels, h, bn, cn, row, restart, window, saved)
+        n += 4 if four else 1
+
+
+@device
+def _finish(job, sweep, line, start, steps, e, u, y):
+    """(y + D u) * silu(z) * scale, stored or added at the place where the result belongs."""
+    channels, bfloat16 = slot(job, at.CHANNELS), slot(job, at.BFLOAT16)
+    _, _, _, _, _, _, skip = weights_at(job)
+    skip_weight, scale = load(slot(job, at.WEIGHTS) + skip + FLOAT * e), splat(scale_of(job))
+    token, step = locate(job, sweep, line, False)
+    out_token, out_step = locate(job, sweep, line, True)
+    z, pitch = slot(job, at.Z), slot(job, at.Z_PITCH)
+    out, out_bfloat16 = slot(sweep, at.OUT), slot(job, at.OUT_BFLOAT16)
+    for t in range(steps):
+        value = fma(skip_weight, load(u + FLOAT * (t * channels + e)), load(y + VECTOR * t)) * scale
+        if z:
+            gate = load_token(z, (token + step * (start + t)) * pitch + e, bfloat16)
+            value = value * (gate * sigmoid(gate))
+        index = (out_token + out_step * (start + t)) * channels + e
+        if slot(sweep, at.ADD_OUT):
+            value = value + load_token(out, index, out_bfloat16)
+        store_token(out, index, value, out_bfloat16)

@@ -1,0 +1,89 @@
+"""What Python hands to a kernel: a table of 64-bit integers, by slot, and one more table per sweep.
+
+Addresses are in bytes, sizes in elements. The kernels read slots with `load_int(job + 8 * SLOT)`; `SCALE` alone is
+an fp32 number in the lower half of its slot.
+"""
+
+from __future__ import annotations
+
+from .vector import LANES
+
+FLOAT = 4  # bytes of an fp32 number
+VECTOR = FLOAT * LANES  # bytes of a vector
+TOKENS_AT_ONCE = 4  # tokens that share a load of x_proj's weights
+CHUNK = 32  # steps of a line that a forward kernel works on at once
+SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
+
+# The job. Counters that the threads share come first.
+(
+    NEXT_TASK,
+    NEXT_WORKER,
+    TASKS,
+    GROUPS,  # backward: groups of lines, each with its own sums of the weights' gradients
+    SPLITS,  # parts of the channels that are tasks of their own; 1 where the channels are projected
+    SCRATCH,  # address of the workers' memory
+    SCRATCH_BYTES,  # of each worker
+    SWEEPS,  # address of the table of sweeps
+    SWEEP_COUNT,
+    SWEEPS_PER_TASK,
+    IMAGES,
+    LINES,  # lines in the batch, of the sweep that has most
+    IMAGE_TOKENS,
+    CHANNELS,  # E, a multiple of LANES
+    STATES,  # N
+    RANK,  # R; 0 where dt is given
+    COLUMNS,  # K, entries of a token's row: dt's low rank, B, C
+    PADDED_COLUMNS,  # K rounded up to a multiple of LANES
+    B_COLUMN,  # where B begins in a row; -1: B is the constant 1
+    C_COLUMN,  # where C begins in a row; -1: C is the constant 1
+    WIDTH,  # of the convolution; 0: no convolution and no projections, dt, B and C are given
+    SOFTPLUS,
+    BFLOAT16,  # grids u, dt, z (and the result of a first pass) are bfloat16, else fp32
+    OUT_BFLOAT16,
+    SCALE,
+    WEIGHTS,  # packed as `weight_sizes` says
+    X_PROJ,  # x_proj once more, (E, padded columns)
+    GRADIENTS,  # address of (GROUPS, weights) sums
+    Z,  # 0: no gate
+    Z_PITCH,  # elements from a token of z to the next
+    D_Z,
+    DT,  # given dt, (B, H, W, E), where WIDTH is 0
+    D_DT,
+    ROWS,  # given B and C, (B, H, W, K), where WIDTH is 0
+    D_ROWS,  # (SPLITS, B, H, W, K)
+    JOB_SLOTS,
+) = range(36)
+
+# One sweep.
+(
+    SOURCE,  # the grid that is scanned
+    SOURCE_PITCH,  # elements from a token of it to the next
+    OUT,  # its result
+    D_SOURCE,
+    D_OUT,
+    LENGTH,  # steps of a line
+    IMAGE_LINES,  # lines of one image
+    LINE_STEP,  # tokens from a line to the next
+    STEP,  # tokens from a position to the next
+    REVERSE,
+    WINDOW,  # LENGTH + 1 where the state never restarts
+    MIRROR_LINES,  # the result lies on the line opposite
+    MIRROR_STEPS,  # the result lies at the position opposite
+    ADD_OUT,  # add to what OUT holds
+    ADD_SOURCE,
+    ADD_Z,
+    SWEEP_SLOTS,
+) = range(17)
+
+
+def weight_sizes(width: int, channels: int, rank: int, columns: int, states: int) -> dict[str, int]:
+    """Elements of each packed parameter, channels last, in order. The gradients are packed alike."""
+    return {
+        "conv_weight": width * channels,
+        "conv_bias": channels,
+        "x_proj": columns * channels,
+        "dt_proj": rank * channels,
+        "dt_bias": channels,
+        "decay": states * channels,
+        "D": channels,
+    }
