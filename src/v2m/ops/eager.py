@@ -63,10 +63,12 @@ def _recurrence(
     Cs = nothing if C is None else C.unsqueeze(-2).unbind(axis)
 
     ys: list[Tensor] = [x] * length
-    h = None
+    # The first step has nothing to decay. Where no step has, A still takes part: its gradient is 0.
+    start = None if length > 1 and window != 1 else x.new_zeros(())
+    h = start
     for i in range(length - 1, -1, -1) if reverse else range(length):
         if window is not None and (i + 1 if reverse else i) % window == 0:
-            h = None
+            h = start
         x_i = xs[i].expand(*xs[i].shape[:-1], A.shape[1]) if Bs[i] is None else xs[i] * Bs[i]
         h = x_i if h is None else torch.addcmul(x_i, torch.exp(dts[i] * A), h)
         ys[i] = (h if Cs[i] is None else h * Cs[i]).sum(-1)
