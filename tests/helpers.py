@@ -49,7 +49,7 @@ def scan_loops(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window) -
                 step = np.logaddexp(0, step) if softplus else step
                 B_p = np.ones(A.shape[1]) if B is None else B[at]
                 C_p = np.ones(A.shape[1]) if C is None else C[at]
-                h = np.exp(np.outer(step, np.ones(A.shape[1])) * A) * h + np.outer(step * u[at], B_p)
+                h = np.exp(step[:, None] * A) * h + np.outer(step * u[at], B_p)
                 y[at] = h @ C_p + (0 if D is None else D * u[at])
                 if z is not None:
                     y[at] *= z[at] / (1 + np.exp(-z[at]))
@@ -84,6 +84,33 @@ def scan_inputs(
     if not softplus:
         inputs["dt_bias"] = inputs["dt_bias"].abs()
     return {name: None if name in without else value for name, value in inputs.items()}
+
+
+def random_case(seed: int, largest: int = 4) -> tuple[dict[str, Tensor | None], dict]:
+    """Random arguments and options of `selective_scan`: lines and columns, odd sizes, windows,
+    both axes and senses, optional inputs left out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(choices):
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    height, width = pick(
+        [(1, pick(range(1, 2 * largest))), (pick(range(1, 2 * largest)), 1)]
+        + [(pick(range(2, largest + 1)), pick(range(2, largest + 1))) for _ in range(3)]
+    )
+    shape = (pick([1, 2]), height, width, pick([1, 2, 3]))
+    options = {
+        "axis": pick([1, 2]),
+        "reverse": pick([False, True]),
+        "window": pick([None, None, 1, 2, 3, 50]),
+        "softplus": pick([True, True, False]),
+    }
+    left_out = tuple(name for name in ("B", "C", "D", "z", "dt_bias") if pick([0, 0, 1]))
+    inputs = scan_inputs(
+        generator, shape, pick([1, 2, 4]), without=left_out, softplus=options["softplus"]
+    )
+    return inputs, options
 
 
 def fill_deterministically(model: nn.Module, seed: int = 0) -> nn.Module:
