@@ -14,7 +14,7 @@ __all__ = ["IMAGE_SUFFIXES", "BadImageError", "load_image", "to_channels"]
 
 # Decoders that may run. The content decides, not the suffix; formats that start other programs
 # (EPS) or that are not pictures of one size stay out.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
@@ -66,8 +66,8 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
         image = _eight_bit(image)
     elif image.mode == "F":
         raise BadImageError(
-            f"{_name(image)} has floating-point pixels, whose range is unknown: "
-            "save it with 8 or 16 bits a channel."
+            f"{_name(image)} has floating-point pixels, whose range is unknown: save it with 8 or "
+            "16 bits a channel."
         )
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -81,8 +81,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)  # (H, W)
     if values.min() < 0 or values.max() > 65535:
         raise BadImageError(
-            f"{_name(image)} has 32-bit pixels from {values.min()} to {values.max()}: "
-            "save it with 8 or 16 bits a channel."
+            f"{_name(image)} has 32-bit pixels from {values.min()} to {values.max()}: save it with "
+            "8 or 16 bits a channel."
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
