@@ -1,0 +1,151 @@
+"""`v2m predict`: the classes of an image, or of all images in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from v2m.errors import InputError
+
+__all__ = ["add_parser", "run"]
+
+FORMATS = ("table", "csv", "json")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add `v2m predict` to the command line."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="classify an image or a folder of images",
+        description="Classify an image, or all images in a folder and the folders in it, with the "
+        "preprocessing and the class names that are stored with the model.",
+    )
+    parser.add_argument("model", type=Path, help="directory that training wrote, or a checkpoint")
+    parser.add_argument("images", type=Path, help="image file, or folder")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, help="default: by --output, else table")
+    parser.add_argument("--output", type=Path, help="write to this file instead of the terminal")
+    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="go on past images that cannot be read"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify, and print or write the result; 0, or InputError."""
+    from v2m.predict import Predictor, find_images
+
+    form = _format(args.format, args.output)
+    paths = find_images(args.images)
+    predictor = Predictor.load(args.model, device=args.device)
+    skipped: list[tuple[Path, str]] = []
+    messages = Console(stderr=True)
+    predictions = []
+    with _progress(messages, disable=len(paths) <= args.batch_size) as progress:
+        task = progress.add_task("classifying", total=len(paths))
+        for prediction in predictor.predict(
+            paths,
+            top=args.top,
+            batch_size=args.batch_size,
+            skipped=skipped if args.skip_bad else None,
+        ):
+            predictions.append(prediction)
+            progress.update(task, completed=len(predictions) + len(skipped))
+    for _, reason in skipped:
+        messages.print(f"skipped: {reason}", style="yellow", markup=False, highlight=False)
+    if skipped:
+        messages.print(f"{len(skipped)} of {len(paths)} images could not be read", style="yellow")
+    _write(predictions, form, args.output)
+    return 0
+
+
+def _format(name: str | None, output: Path | None) -> str:
+    if name is not None:
+        return name
+    suffix = output.suffix.lower().lstrip(".") if output is not None else ""
+    return suffix if suffix in FORMATS else "table"
+
+
+def _progress(console: Console, *, disable: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=disable
+    )
+
+
+def _write(predictions: Sequence, form: str, output: Path | None) -> None:
+    if form == "table":
+        if output is None:
+            Console().print(_table(predictions))
+            return
+        console = Console(file=io.StringIO(), width=160)
+        console.print(_table(predictions))
+        text = console.file.getvalue()
+    else:
+        text = _csv(predictions) if form == "csv" else _json(predictions)
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}.") from error
+
+
+def _table(predictions: Sequence) -> Table:
+    """A row a class for one image; a row an image, best first, for several."""
+    if len(predictions) == 1:
+        (only,) = predictions
+        table = Table(title=escape(str(only.path)), box=None, pad_edge=False)
+        table.add_column("class")
+        table.add_column("probability", justify="right")
+        table.add_column("")
+        for label, probability in zip(only.labels, only.probabilities):
+            bar = "█" * round(30 * probability)
+            table.add_row(escape(label), f"{100 * probability:.1f} %", f"[cyan]{bar}[/]")
+        return table
+    table = Table(box=None, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    ranks = max((len(prediction.labels) for prediction in predictions), default=0)
+    for rank in range(ranks):
+        table.add_column(f"{rank + 1}.", style="bold" if rank == 0 else "dim", overflow="fold")
+    for prediction in predictions:
+        guesses = zip(prediction.labels, prediction.probabilities)
+        cells = (f"{escape(label)} {100 * probability:.1f} %" for label, probability in guesses)
+        table.add_row(escape(str(prediction.path)), *cells)
+    return table
+
+
+def _rows(prediction) -> list[dict]:
+    guesses = zip(prediction.classes, prediction.labels, prediction.probabilities)
+    return [
+        {"rank": rank, "class": index, "label": label, "probability": probability}
+        for rank, (index, label, probability) in enumerate(guesses, 1)
+    ]
+
+
+def _csv(predictions: Sequence) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "rank", "class", "label", "probability"))
+    for prediction in predictions:
+        for row in _rows(prediction):
+            writer.writerow((prediction.path, *row.values()))
+    return text.getvalue()
+
+
+def _json(predictions: Sequence) -> str:
+    records = [{"path": str(p.path), "predictions": _rows(p)} for p in predictions]
+    return json.dumps(records, indent=2, ensure_ascii=False) + "\n"
