@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v2m.data import fashion_mnist
-from v2m.data.datasets import ImageDataset
+from v2m.data.datasets import FileDataset, ImageDataset
 from v2m.data.fashion_mnist import BUNDLED_DIRECTORY, FULL, SMALL, IdxSet
-from v2m.data.folders import check_same_classes, find_splits, read_folder
+from v2m.data.folders import class_difference, class_names, find_splits, read_folder
 from v2m.data.splits import carve
 from v2m.errors import InputError
 
@@ -28,7 +28,8 @@ class DatasetInfo:
             images.
         image_size: (C, H, W).
         location: the folder it lies in, None if it is not on this machine.
-        hint: how to get or use it.
+        bundled: whether it is part of the package.
+        hint: how to get it.
     """
 
     name: str
@@ -36,27 +37,29 @@ class DatasetInfo:
     classes: tuple[str, ...]
     image_size: tuple[int, int, int]
     location: Path | None
+    bundled: bool
     licence: str
     hint: str
 
 
 def describe() -> list[DatasetInfo]:
     """What `load_dataset` knows by name, installed or not."""
-    hints = {
-        SMALL.name: "part of v2m: a class-balanced subset of Fashion-MNIST",
-        FULL.name: f"v2m data download {FULL.name}",
-    }
+    rows = (
+        (SMALL, BUNDLED_DIRECTORY, "part of v2m"),
+        (FULL, fashion_mnist.locate(), f"v2m data download {FULL.name}"),
+    )
     return [
         DatasetInfo(
             name=dataset.name,
             images=dict(dataset.counts),
             classes=fashion_mnist.CLASSES,
             image_size=(1, 28, 28),
-            location=BUNDLED_DIRECTORY if dataset is SMALL else fashion_mnist.locate(),
+            location=location,
+            bundled=dataset is SMALL,
             licence="MIT, (c) 2017 Zalando SE",
-            hint=hints[dataset.name],
+            hint=hint,
         )
-        for dataset in (SMALL, FULL)
+        for dataset, location, hint in rows
     ]
 
 
@@ -102,8 +105,7 @@ def load_dataset(
     if not os.path.exists(name) and os.sep not in name:
         raise InputError(
             f"{name!r} is neither a data set ({SMALL.name}, {FULL.name}) nor a folder. `v2m data` "
-            "lists "
-            "what there is."
+            "lists what there is."
         )
     return _load_folder(Path(name), split, on_error, validation_fraction, seed)
 
@@ -119,27 +121,36 @@ def _load_idx(dataset: IdxSet, split: str, fraction: float, seed: int) -> ImageD
 def _load_folder(
     directory: Path, split: str, on_error: str, fraction: float, seed: int
 ) -> ImageDataset:
-    folders = find_splits(directory)
-    name = directory.name or str(directory)
-    training = read_folder(folders.get("train", directory), name=name, on_error=on_error)
-    if split == "test" and "test" not in folders and "validation" in folders:
-        folders["test"] = folders["validation"]
-    if split != "train" and split in folders:
-        other = read_folder(folders[split], name=name, on_error=on_error)
-        check_same_classes(training, other)
-        return other
-    missing = [part for part in ("validation", "test") if part not in folders]
+    folders = find_splits(directory) or {"train": directory}
     if "validation" in folders:
-        missing = []
+        folders.setdefault("test", folders["validation"])
+    name = directory.resolve().name or str(directory)
+    if split != "train" and split in folders:
+        dataset = read_folder(folders[split], name=name, on_error=on_error)
+        if "train" in folders:
+            _check_classes(dataset, folders["train"])
+        return dataset
+    if "train" not in folders:
+        found = sorted({path.name for path in folders.values()})
+        raise InputError(
+            f"{directory} has {'/, '.join(found)}/ but no train/, so there are no {split} images."
+        )
+    training = read_folder(folders["train"], name=name, on_error=on_error)
+    missing = [part for part in ("validation", "test") if part not in folders]
     return _carved(training, missing, split, fraction, seed)
 
 
+def _check_classes(dataset: FileDataset, training: Path) -> None:
+    difference = class_difference(class_names(training), dataset.classes)
+    if difference:
+        raise InputError(
+            f"the classes of {dataset.root} differ from those of {training}: it {difference}. "
+            "Every split needs the same class folders."
+        )
+
+
 def _carved(
-    images: ImageDataset,
-    missing: Sequence[str],
-    split: str,
-    fraction: float,
-    seed: int,
+    images: ImageDataset, missing: Sequence[str], split: str, fraction: float, seed: int
 ) -> ImageDataset:
     """`split` of training images that the `missing` splits are kept aside from."""
     parts = carve(images, [fraction] * len(missing), seed)
@@ -147,7 +158,6 @@ def _carved(
     if len(dataset) == 0:
         raise InputError(
             f"{images.name} has no {split} images: with validation_fraction 0 none are kept aside "
-            "from "
-            "the training images. Give a fraction above 0, or a folder of its own."
+            "from the training images. Give a fraction above 0, or a folder of its own."
         )
     return dataset

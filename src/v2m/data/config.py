@@ -116,8 +116,7 @@ def check_auto_augment(policy: str) -> None:
     except Exception as error:
         raise InputError(
             f"DataConfig.auto_augment = {policy!r} is not a policy that timm knows: expected "
-            "something "
-            "like rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0 or 3a."
+            "something like rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0 or 3a."
         ) from error
 
 

@@ -78,8 +78,8 @@ class ArrayDataset(ImageDataset):
             or images.shape[3:] not in ((), (3,))
         ):
             raise InputError(
-                "`images` must be uint8 of shape (n, H, W) or (n, H, W, 3); got "
-                f"{images.dtype} of shape {images.shape}."
+                f"`images` must be uint8 of shape (n, H, W) or (n, H, W, 3); got {images.dtype} of "
+                f"shape {images.shape}."
             )
         if len(images) != len(self.targets):
             raise InputError(f"{len(images)} images but {len(self.targets)} targets.")

@@ -85,8 +85,8 @@ def _fetch_from_any(path: Path, checksum: str, sources: Sequence[str], progress:
         + "\n".join(reasons)
         + "\nCheck the network connection (and "
         "HTTPS_PROXY) and run it again; or copy the four files of "
-        "https://github.com/zalandoresearch/"
-        f"fashion-mnist into {path.parent}; or on Debian `apt-get install dataset-fashion-mnist`."
+        f"https://github.com/zalandoresearch/fashion-mnist into {path.parent}; or on Debian "
+        "`apt-get install dataset-fashion-mnist`."
     )
 
 

@@ -103,11 +103,15 @@ def data_directory() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "v2m"
 
 
+def candidates() -> tuple[Path, ...]:
+    """The folders where the full set is looked for."""
+    return (data_directory() / FULL.name, data_directory(), DEBIAN_DIRECTORY)
+
+
 def locate() -> Path | None:
-    """The folder that holds all four files of the full set, or None."""
-    candidates = (data_directory() / FULL.name, DEBIAN_DIRECTORY)
+    """The first of `candidates()` that holds all four files of the full set, or None."""
     names = [name for pair in FULL.files.values() for name in pair]
-    for directory in candidates:
+    for directory in candidates():
         if all(_find(directory, name) for name in names):
             return directory
     return None
@@ -119,9 +123,9 @@ def require() -> Path:
     if directory is None:
         raise InputError(
             f"the data set {FULL.name!r} is not on this machine (looked in "
-            f"{data_directory() / FULL.name} and {DEBIAN_DIRECTORY}). Get it with "
-            f"`v2m data download {FULL.name}`, or on Debian with `apt-get install "
-            f"dataset-fashion-mnist`; or use {SMALL.name!r}, which is part of v2m."
+            f"{data_directory() / FULL.name} and {DEBIAN_DIRECTORY}). Get it with `v2m data "
+            f"download {FULL.name}`, or on Debian with `apt-get install dataset-fashion-mnist`; or "
+            f"use {SMALL.name!r}, which is part of v2m."
         )
     return directory
 

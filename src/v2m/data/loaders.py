@@ -161,6 +161,7 @@ def create_loader(
             pin_memory=pin_memory,
             collate_fn=_Collate(size),
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else it draws from the global one, which is the model's
         )
     return Loader(
         dataset,
@@ -196,7 +197,6 @@ class _Samples(Dataset):
             index = (key.index + step) % len(self.dataset)
             try:
                 image, target = self.dataset[index]
-                # a lazily found mode (32-bit, float) is refused by the transform's conversion
                 with seeded(self.seed, *key):
                     return _Sample(self.transform(image), target, failures)
             except BadImageError as error:

@@ -33,8 +33,7 @@ def shuffle_patches(
     if H % height or W % width:
         raise InputError(
             f"`images` are {H} x {W}, which patches of {height} x {width} do not fill: choose a "
-            "patch "
-            "size that divides both sides."
+            "patch size that divides both sides."
         )
     rows, columns = H // height, W // width
     patches = images.reshape(B, C, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)

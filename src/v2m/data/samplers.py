@@ -57,8 +57,7 @@ class BatchOrder(Sampler[list[SampleKey]]):
         if shuffle and images < batch_size * world_size:
             raise InputError(
                 f"batch_size {batch_size}{f' on {world_size} ranks' if world_size > 1 else ''} is "
-                "more "
-                f"than the {images} training images: make it at most "
+                f"more than the {images} training images: make it at most "
                 f"{max(1, images // world_size)}."
             )
         self.images, self.batch_size, self.shuffle = images, batch_size, shuffle
@@ -74,8 +73,8 @@ class BatchOrder(Sampler[list[SampleKey]]):
         """Choose the epoch of the next iteration, and the batch that it starts at."""
         if epoch < 0 or not 0 <= first_batch <= self.batches:
             raise InputError(
-                f"epoch must be at least 0 and first_batch from 0 to {self.batches}; "
-                f"got {epoch} and {first_batch}."
+                f"epoch must be at least 0 and first_batch from 0 to {self.batches}; got {epoch} "
+                f"and {first_batch}."
             )
         self.epoch, self.first_batch = epoch, first_batch
 

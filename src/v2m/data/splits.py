@@ -37,8 +37,7 @@ def carve(dataset: ImageDataset, fractions: Sequence[float], seed: int) -> list[
         if start >= len(indices):
             raise InputError(
                 f"class {dataset.classes[target]!r} of {dataset.name} has {len(indices)} images, "
-                "too few "
-                "to keep some aside for validation and test: add images, or make folders "
+                "too few to keep some aside for validation and test: add images, or make folders "
                 "train/, validation/ and test/."
             )
         chosen[-1] += indices[start:]
