@@ -1,0 +1,41 @@
+"""Recipes: functions that return a `TrainConfig`, and say their command, hardware, time and
+expected result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from v2m.engine.config import TrainConfig
+from v2m.errors import InputError
+from v2m.recipes.demo import demo
+from v2m.recipes.finetune import finetune
+from v2m.recipes.imagenet import imagenet_small, imagenet_tiny
+
+__all__ = [
+    "RECIPES",
+    "demo",
+    "finetune",
+    "get_recipe",
+    "imagenet_small",
+    "imagenet_tiny",
+    "summary",
+]
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe for recipe in (demo, imagenet_tiny, imagenet_small, finetune)
+}
+
+
+def get_recipe(name: str) -> TrainConfig:
+    """The configuration of a recipe by its name; InputError names the ones there are."""
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown recipe {name!r}.{hint} There are: {', '.join(RECIPES)}.")
+    return RECIPES[name]()
+
+
+def summary(name: str) -> str:
+    """The first line of a recipe's docstring."""
+    return (RECIPES[name].__doc__ or "").strip().splitlines()[0]
