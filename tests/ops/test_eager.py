@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import random_case, relative_error, scan_inputs
 
+from helpers import random_case, relative_error, scan_inputs
 from v2m.ops import selective_scan
 
 

@@ -5,8 +5,8 @@
 
 import pytest
 import torch
-from helpers import random_case
 
+from helpers import random_case
 from v2m.ops import selective_scan
 
 DIFFERENTIABLE = ["reference", "eager"]
