@@ -61,7 +61,8 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
     One for each multiply-add of every linear layer and convolution that runs, and two per state,
     channel, token and scan; `corners` has six scans, since directions that share their first scan
     run it once. Norms, activations, gates and sums are not counted, nor is anything a model
-    computes outside these layers, such as attention.
+    computes outside these layers, such as attention. A mixer other than `Mixer2d` says its own
+    figure, `multiply_adds(tokens)`.
 
     Args:
         model: A model of this library, or any model made of such layers, on any device.
@@ -75,9 +76,9 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
 
     twin = deepcopy(model).to("meta").eval()
     for module in twin.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | Mixer2d):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_mixer(module):
             module.register_forward_hook(count)
-        if isinstance(module, Mixer2d):
+        if _is_mixer(module):
             module.forward = lambda grid: grid  # counted by its parts: its shapes suffice
     dtype = next(twin.parameters()).dtype
     with torch.no_grad():
@@ -85,16 +86,22 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
     return total
 
 
+def _is_mixer(module: nn.Module) -> bool:
+    return isinstance(module, Mixer2d) or hasattr(module, "multiply_adds")
+
+
 def _multiply_adds(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return output.numel() * module.weight[0].numel()
+    tokens = inputs.numel() // inputs.shape[-1]
+    if hasattr(module, "multiply_adds"):
+        return module.multiply_adds(tokens)
     assert isinstance(module, Mixer2d)
     projections = module.in_proj.weight.numel() + module.out_proj.weight.numel()
     first_scans = len(distinct_sweeps(module.directions))
     second_scans = len(module.directions)
-    tokens = inputs.numel() // inputs.shape[-1]
     return tokens * (
         projections
         + first_scans * _multiply_adds_of_scan(module.pass_weights(""))
@@ -105,4 +112,5 @@ def _multiply_adds(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
 def _multiply_adds_of_scan(weights: PassWeights) -> int:
     """Per token: the convolution, both projections, and two per state and channel."""
     layers = (weights.conv_weight, weights.x_proj, weights.dt_proj)
-    return sum(weight.numel() for weight in layers) + 2 * weights.A_log.numel()
+    used = sum(weight.numel() for weight in layers if weight is not None)
+    return used + 2 * weights.A_log.numel()
