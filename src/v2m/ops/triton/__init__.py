@@ -1,0 +1,180 @@
+"""The Triton backend: the scan and the whole mixer core, forward and backward.
+
+Called by `v2m.ops.library` only, which validates, registers and differentiates. Channels-last
+grids, state and step sizes in float32, everything deterministic.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from v2m.errors import InputError
+
+from ..core import Direction, PassWeights, distinct_sweeps
+from .launch import Scan, grid_of, on_device, token_rows
+from .launchers import (
+    ScanInputs,
+    project,
+    project_backward,
+    scan_backward as _scan_backward,
+    scan_forward as _scan_forward,
+)
+
+__all__ = ["core_backward", "core_forward", "scan_backward", "scan_forward"]
+
+_MOST_SCANS = 7  # as many 4-bit slots as a kernel argument holds
+
+
+def scan_forward(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window) -> Tensor:
+    """One selective scan; arguments as in `v2m.ops.selective_scan`. Returns (B, H, W, E)."""
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    if u.numel() == 0:
+        return y
+    inputs, scan = _scan_inputs(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
+    with on_device(u):
+        return _scan_forward(inputs, grid_of(u), [scan], y, summed=True)
+
+
+def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window):
+    """Gradients (du, ddt, dA, dB, dC, dD, dz, ddt_bias) of `scan_forward`, None for None."""
+    inputs, scan = _scan_inputs(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
+    if u.numel() == 0:
+        originals = (u, dt, A, B, C, D, z, dt_bias)
+        return tuple(None if x is None else torch.zeros_like(x) for x in originals)
+    dz = None if z is None else torch.empty(u.shape, dtype=z.dtype, device=u.device)
+    with on_device(u):
+        grads = _scan_backward(
+            dy.contiguous(), inputs, grid_of(u), [scan], dz, add_to_dz=False, dy_slots=False
+        )
+    projected = [
+        None if x is None else grad.sum(2).view(x.shape).to(x.dtype)
+        for x, grad in ((B, grads.dB), (C, grads.dC))
+    ]
+    return (
+        grads.du.view(u.shape), grads.ddt.view(u.shape).to(dt.dtype), grads.dA.to(A.dtype),
+        *projected, None if D is None else grads.dD.to(D.dtype), dz,
+        None if dt_bias is None else grads.ddt_bias.to(dt_bias.dtype),
+    )  # fmt: skip
+
+
+def core_forward(
+    u: Tensor, z: Tensor, first: PassWeights, second: PassWeights, directions: tuple[Direction, ...]
+) -> tuple[Tensor, Tensor]:
+    """`v2m.ops.core.mixer_core` without the transposition, and the gated first-pass results.
+
+    Returns y (B, H, W, E) and y1 (F, B, H, W, E), F the number of distinct first sweeps.
+    """
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    scans1, scans2 = _scans(directions)
+    y1 = torch.empty(len(scans1), *u.shape, dtype=u.dtype, device=u.device)
+    if u.numel() == 0:
+        return y, y1
+    grid = grid_of(u)
+    with on_device(u):
+        x, x_stride = token_rows(u)
+        gate, z_stride = token_rows(z)
+        inputs, _ = _pass_inputs(x, x_stride, gate, z_stride, first, grid, scans1, True, False)
+        _scan_forward(inputs, grid, scans1, y1, summed=False)
+        inputs, _ = _pass_inputs(
+            y1, grid.channels, gate, z_stride, second, grid, scans2, False, False
+        )
+        _scan_forward(inputs, grid, scans2, y, summed=True, scale=2 / len(directions))
+    return y, y1
+
+
+def core_backward(
+    dy: Tensor,
+    u: Tensor,
+    z: Tensor,
+    y1: Tensor,
+    first: PassWeights,
+    second: PassWeights,
+    directions: tuple[Direction, ...],
+) -> tuple[Tensor, Tensor, PassWeights, PassWeights]:
+    """Gradients of u, z and of both passes' weights; `dy` is that of y, `y1` as returned."""
+    if u.numel() == 0:
+        zeros = [PassWeights(*map(torch.zeros_like, weights)) for weights in (first, second)]
+        return torch.zeros_like(u), torch.zeros_like(z), *zeros
+    scans1, scans2 = _scans(directions)
+    grid = grid_of(u)
+    dz = torch.empty(u.shape, dtype=z.dtype, device=u.device)
+    with on_device(u):
+        x, x_stride = token_rows(u)
+        gate, z_stride = token_rows(z)
+        dy1, dsecond = _pass_backward(
+            dy.contiguous(), y1, grid.channels, gate, z_stride, second, grid, scans2, dz,
+            is_first=False, sources=len(scans1), scale=2 / len(directions),
+        )  # fmt: skip
+        du, dfirst = _pass_backward(
+            dy1, x, x_stride, gate, z_stride, first, grid, scans1, dz,
+            is_first=True, sources=1, scale=1.0,
+        )  # fmt: skip
+    return du.view(u.shape), dz, dfirst, dsecond
+
+
+def _pass_backward(
+    dy, x, x_stride, z, z_stride, weights, grid, scans, dz, *, is_first, sources, scale
+) -> tuple[Tensor, PassWeights]:
+    """Gradients of a pass's input, (sources, tokens, E), and weights; adds to dz in a first pass."""
+    inputs, low_rank = _pass_inputs(
+        x, x_stride, z, z_stride, weights, grid, scans, is_first, True
+    )
+    grads = _scan_backward(
+        dy, inputs, grid, scans, dz, add_to_dz=is_first, dy_slots=is_first, scale=scale
+    )
+    dprojected = grads.dB if is_first else grads.dC
+    dx, (conv_weight, conv_bias, x_proj, dt_proj) = project_backward(
+        x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, grid, scans, sources
+    )
+    dA_log = grads.dA * inputs.A
+    found = PassWeights(
+        conv_weight.t(), conv_bias[0], x_proj, dt_proj.t(), grads.ddt_bias, dA_log, grads.dD
+    )
+    return dx, PassWeights(
+        *(grad.to(weight.dtype).contiguous() for grad, weight in zip(found, weights))
+    )
+
+
+def _pass_inputs(x, x_stride, z, z_stride, weights, grid, scans, is_first, save):
+    """The scans' operands from a pass's input, and the low-rank projection if it is to be saved."""
+    u, dt, projected, low_rank = project(
+        x, x_stride, weights, grid, scans, x.dtype, save=save
+    )
+    A = -torch.exp(weights.A_log.detach().float())
+    B, C = (projected, None) if is_first else (None, projected)
+    inputs = ScanInputs(
+        u, dt, A, B, C, weights.D, None, z, z_stride, softplus=False, softplus_done=True
+    )
+    return inputs, low_rank
+
+
+def _scan_inputs(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window):
+    _check_dtype(u)
+    u, dt = u.contiguous(), dt.contiguous()
+    B, C = (None if x is None else x.contiguous() for x in (B, C))
+    z, z_stride = (None, 0) if z is None else token_rows(z)
+    D, dt_bias = (None if x is None else x.contiguous() for x in (D, dt_bias))
+    inputs = ScanInputs(u, dt, A, B, C, D, dt_bias, z, z_stride, softplus=softplus)
+    return inputs, Scan(0, axis, reverse, window or 0)
+
+
+def _scans(directions: tuple[Direction, ...]) -> tuple[list[Scan], list[Scan]]:
+    """The scans of the first pass and, reading their results, of the second."""
+    sweeps = distinct_sweeps(directions)
+    if len(directions) > _MOST_SCANS:
+        raise InputError(
+            f"backend 'triton' takes up to {_MOST_SCANS} directions; got {len(directions)}."
+            " Use backend='eager'."
+        )
+    first = [Scan(0, *sweep) for sweep in sweeps]
+    second = [Scan(sweeps.index(d.first), *d.second, tuple(d.mirror)) for d in directions]
+    return first, second
+
+
+def _check_dtype(u: Tensor) -> None:
+    if u.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InputError(
+            f"backend 'triton' takes float32, float16 and bfloat16; got {u.dtype}."
+            " Use backend='eager'."
+        )

@@ -1,0 +1,219 @@
+"""Launches of the kernels: allocation, grids, and the second stage of every reduction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .launch import (
+    LOG2E,
+    SCRATCH_BYTES,
+    BackwardConfig,
+    ForwardConfig,
+    Grid,
+    Scan,
+    groups,
+    pack,
+    padded,
+    precision,
+    processors,
+)
+from .project import project_kernel
+from .project_backward import (
+    conv_backward_kernel,
+    project_backward_kernel,
+    project_backward_low_kernel,
+)
+from .scan import scan_forward_kernel
+from .scan_backward import scan_backward_kernel
+
+
+class ScanInputs(NamedTuple):
+    """Operands of the scans of a pass; a slab a scan where (S, ...) stands."""
+
+    u: Tensor  # (S, tokens, E)
+    dt: Tensor  # (S, tokens, E)
+    A: Tensor  # (E, N), negative
+    B: Tensor | None  # (S, tokens, N)
+    C: Tensor | None  # (S, tokens, N)
+    D: Tensor | None  # (E,)
+    dt_bias: Tensor | None  # (E,)
+    z: Tensor | None  # (tokens, E)
+    z_stride: int  # elements from one token of z to the next
+    softplus: bool  # to be applied by the scan
+    softplus_done: bool = False  # dt has been through it; gradients are returned before it
+
+
+class ScanGradients(NamedTuple):
+    du: Tensor  # (S, tokens, E)
+    ddt: Tensor  # (S, tokens, E)
+    dA: Tensor  # (E, N), float32
+    dB: Tensor | None  # (S, tokens, blocks of channels, N), float32
+    dC: Tensor | None
+    dD: Tensor | None  # (E,), float32
+    ddt_bias: Tensor | None  # (E,), float32
+
+
+def transposed_decay(A: Tensor) -> Tensor:
+    """(N, E) float32 for exp2, channels along the lanes."""
+    return (A.detach().float() * LOG2E).t().contiguous()
+
+
+def scan_forward(
+    inputs: ScanInputs,
+    grid: Grid,
+    scans: list[Scan],
+    y: Tensor,
+    *,
+    summed: bool,
+    scale: float = 1.0,
+    config: ForwardConfig | None = None,
+) -> Tensor:
+    """Run the scans of a pass into y: (tokens, E) if summed, else (S, tokens, E)."""
+    states = inputs.A.shape[1]
+    config = config or ForwardConfig.pick(grid.channels, states)
+    A = transposed_decay(inputs.A)
+    for number, (scan, members) in enumerate(groups(scans)):
+        lines = grid.lines(scan.axis, scan.window)
+        blocks = triton.cdiv(grid.channels, config.block_e)
+        scan_forward_kernel[lines.pop("segments"), blocks, 1 if summed else len(members)](
+            inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z, y,
+            grid.channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
+            z_stride=inputs.z_stride, scale=scale,
+            SCANS=len(members) if summed else 1, SUMMED=summed,
+            SLOTS=pack(members, 4), REVERSE=pack([scans[i].reverse for i in members], 1),
+            ADD=summed and number > 0, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
+            SOFTPLUS=inputs.softplus, PADDED_N=padded(states), BLOCK_E=config.block_e,
+            num_warps=config.warps,
+        )  # fmt: skip
+    return y
+
+
+def scan_backward(
+    dy: Tensor,
+    inputs: ScanInputs,
+    grid: Grid,
+    scans: list[Scan],
+    dz: Tensor | None,
+    *,
+    add_to_dz: bool,
+    dy_slots: bool,
+    scale: float = 1.0,
+    config: BackwardConfig | None = None,
+) -> ScanGradients:
+    """Gradients of `scan_forward`. dz (tokens, E) is written, or added to."""
+    states, channels = inputs.A.shape[1], grid.channels
+    config = config or BackwardConfig.pick(channels, states)
+    blocks = triton.cdiv(channels, config.block_e)
+    device = dy.device
+    du, ddt = torch.empty_like(inputs.u), torch.empty_like(inputs.dt)
+    projected = (len(scans), grid.tokens, blocks, states)
+    dB, dC = (
+        None if x is None else torch.empty(projected, dtype=torch.float32, device=device)
+        for x in (inputs.B, inputs.C)
+    )
+    A = transposed_decay(inputs.A)
+    total = None
+    for number, (scan, members) in enumerate(groups(scans)):
+        lines = grid.lines(scan.axis, scan.window)
+        chunks = triton.cdiv(lines["window"], config.chunk)
+        scratch = 4 * blocks * chunks * padded(states) * config.block_e  # bytes a program
+        programs = min(
+            lines["segments"],
+            max(1, 16 * processors(device) // blocks),
+            max(1, SCRATCH_BYTES // scratch),
+        )
+        checkpoints = torch.empty(programs * scratch // 4, dtype=torch.float32, device=device)
+        partial = torch.empty(programs, states + 2, channels, dtype=torch.float32, device=device)
+        scan_backward_kernel[programs, blocks](
+            dy, inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z,
+            du, ddt, partial, dB, dC, partial[:, states], partial[:, states + 1], dz, checkpoints,
+            channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
+            z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
+            SCANS=len(members), SLOTS=pack(members, 4),
+            REVERSE=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
+            ADD=add_to_dz or number > 0, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
+            SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
+            TENSOR_CORE=inputs.u.dtype != torch.float32 and padded(states) >= 16,
+            CHUNK=config.chunk, PADDED_N=padded(states), BLOCK_E=config.block_e,
+            CHANNELS_PER_THREAD=max(1, config.block_e // (32 * config.warps)),
+            num_warps=config.warps,
+        )  # fmt: skip
+        share = partial.sum(0)
+        total = share if total is None else total + share
+    return ScanGradients(
+        du, ddt, total[:states].t(), dB, dC,
+        None if inputs.D is None else total[states], total[states + 1],
+    )  # fmt: skip
+
+
+def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dtype, *, save: bool):
+    """Scan inputs of a pass from its input x (sources, tokens, E), rows x_stride apart.
+
+    Returns u, dt (S, tokens, E), B or C (S, tokens, N) in float32, low rank (S, tokens, R) or None.
+    """
+    count, tokens, channels = len(scans), grid.tokens, grid.channels
+    states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
+    u, dt = (torch.empty(count, tokens, channels, dtype=dtype, device=x.device) for _ in "ud")
+    projected = torch.empty(count, tokens, states, dtype=torch.float32, device=x.device)
+    low_rank = torch.empty(count, tokens, rank, dtype=dtype, device=x.device) if save else None
+    block_t = 64 if dtype != torch.float32 else 32
+    project_kernel[triton.cdiv(tokens, block_t), count](
+        x, weights.conv_weight, weights.conv_bias, weights.x_proj, weights.dt_proj,
+        weights.dt_bias, u, dt, low_rank, projected,
+        tokens, channels, states, rank, grid.height, grid.width, x_stride,
+        **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
+        PADDED_N=padded(states, 16), BLOCK_T=block_t, BLOCK_E=min(64, padded(channels, 16)),
+        PRECISION=precision(dtype), num_warps=4,
+    )  # fmt: skip
+    return u, dt, projected, low_rank
+
+
+def project_backward(
+    x, x_stride, low_rank, du, ddt, dprojected, weights, grid, scans, sources
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of `project`: of x (sources, tokens, E), and of the weights, transposed, float32.
+
+    The weights' are conv_weight (width, E), conv_bias (E,), x_proj (R + N, E), dt_proj (R, E). du
+    is overwritten.
+    """
+    count, tokens, channels = len(scans), grid.tokens, grid.channels
+    states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
+    width = weights.conv_weight.shape[1]
+    dtype, device = du.dtype, du.device
+    block_t = 64 if dtype != torch.float32 else 32
+    block_e = min(64, padded(channels, 16))
+    pads = {"PADDED_R": padded(rank, 16), "PADDED_N": padded(states, 16)}
+    dlow = torch.empty(count, tokens, rank + states, dtype=dtype, device=device)
+    project_backward_low_kernel[triton.cdiv(tokens, block_t), count](
+        ddt, weights.dt_proj, dprojected, dlow, tokens, channels, states, rank,
+        dprojected.shape[2], **pads, BLOCK_T=block_t, BLOCK_E=block_e,
+        PRECISION=precision(dtype), num_warps=4,
+    )  # fmt: skip
+    blocks = triton.cdiv(channels, block_e)
+    programs = min(triton.cdiv(tokens, 32), max(1, 4 * processors(device) // blocks))
+    rows = [width, 1, rank + states, rank]
+    partial = torch.empty(programs, sum(rows), channels, dtype=torch.float32, device=device)
+    project_backward_kernel[programs, blocks](
+        x, weights.conv_weight, weights.conv_bias, weights.x_proj, low_rank, ddt, dlow, du, partial,
+        tokens, channels, states, rank, grid.height, grid.width, x_stride,
+        SCANS=count, **_scan_bits(scans), WIDTH=width, PADDED_WIDTH=padded(width), **pads,
+        BLOCK_T=32, BLOCK_E=block_e, PRECISION=precision(dtype), num_warps=4,
+    )  # fmt: skip
+    dx = torch.empty(sources, tokens, channels, dtype=dtype, device=device)
+    conv_backward_kernel[triton.cdiv(tokens, 32), blocks, sources](
+        du, weights.conv_weight, dx, tokens, channels, grid.height, grid.width,
+        SCANS=count, **_scan_bits(scans), WIDTH=width, BLOCK_T=32, BLOCK_E=block_e, num_warps=4,
+    )  # fmt: skip
+    return dx, list(partial.sum(0).split(rows))
+
+
+def _scan_bits(scans: list[Scan]) -> dict[str, int]:
+    return {
+        "SOURCES": pack([scan.source for scan in scans], 4),
+        "COLUMNS": pack([scan.axis == 1 for scan in scans], 1),
+        "REVERSE": pack([scan.reverse for scan in scans], 1),
+    }

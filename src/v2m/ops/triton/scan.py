@@ -1,0 +1,168 @@
+"""The selective scan, forward: one program a line (or window) and block of channels.
+
+The states of a channel stay in registers and the line is a plain loop; direction and axis are index
+arithmetic. The loads of the next step are issued before the work of this one, since the loop is
+bound by their latency otherwise.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), accurate for very negative x, where 1 + exp(x) would round to 1."""
+    e = tl.exp2(-tl.abs(x) * LOG2E)
+    series = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * 0.25)))
+    return tl.maximum(x, 0.0) + tl.where(e < 0.03, series, tl.log(1.0 + e))
+
+
+@triton.jit
+def segment_start(segment, length, inner, outer, window, reverse):
+    """First token in scan order, number of steps and stride in tokens of one line or window.
+
+    Tokens are numbered (b, i, j) row by row. Successive steps of a line lie `inner` tokens apart, and
+    the lines of one image start at 0..inner-1 (columns), or every `outer` tokens (rows, inner = 1).
+    """
+    windows = tl.cdiv(length, window)
+    line = segment // windows
+    start = (segment % windows) * window
+    steps = tl.minimum(window, length - start)
+    token = (line // inner).to(tl.int64) * outer + line % inner + start.to(tl.int64) * inner
+    if reverse:
+        token += (steps - 1).to(tl.int64) * inner
+    return token, steps
+
+
+@triton.jit
+def mirrored(token, height, width, MIRROR_H: tl.constexpr, MIRROR_W: tl.constexpr):
+    """The token at the mirrored place of the same image."""
+    if MIRROR_H:
+        row = (token // width) % height
+        token += (height - 1 - 2 * row) * width
+    if MIRROR_W:
+        token += width - 1 - 2 * (token % width)
+    return token
+
+
+@triton.jit
+def step_size(dt, bias, SOFTPLUS: tl.constexpr):
+    dt = dt.to(tl.float32)
+    if bias is not None:
+        dt += bias
+    if SOFTPLUS:
+        dt = softplus(dt)
+    return dt
+
+
+SIZES = ["tokens", "segments", "length", "inner", "outer", "window", "height", "width"]
+
+
+@triton.jit(do_not_specialize=[s for s in SIZES if s != "segments"])
+def scan_forward_kernel(
+    u, dt, A, B, C, D, dt_bias, z, y,
+    E, N, tokens, length, inner, outer, window, height, width, z_stride, scale,
+    SCANS: tl.constexpr,  # how many scans one program runs in sequence
+    SUMMED: tl.constexpr,  # into one y; otherwise y has a slab a scan
+    SLOTS: tl.constexpr,  # 4 bits a scan: which slab of u, dt, B, C (and y)
+    REVERSE: tl.constexpr,  # 1 bit a scan
+    ADD: tl.constexpr,  # add to what y holds
+    MIRROR_H: tl.constexpr,
+    MIRROR_W: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    PADDED_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """u, dt: (slots, tokens, E); B, C: (slots, tokens, N); A: (N, E) times log2(e).
+
+    z: (tokens, E), rows z_stride apart; y: (tokens, E) if SUMMED, else (slots, tokens, E). The
+    grid's third axis counts the scans that are not in one program.
+    """
+    e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    n = tl.arange(0, PADDED_N)
+    mask_e = e < E
+    mask_n = n < N
+    # The hint keeps two channels and all their states in one thread.
+    a_pointers = A + n[None, :] * E + tl.max_contiguous(tl.multiple_of(e, 2), 2)[:, None]
+    A_block = tl.load(a_pointers, mask=mask_e[:, None] & mask_n[None, :], other=0.0)
+    if D is not None:
+        skip = tl.load(D + e, mask=mask_e, other=0.0).to(tl.float32)
+    bias = None
+    if dt_bias is not None:
+        bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
+    live = tl.where(mask_n, 1.0, 0.0)[None, :]
+    slab = tokens.to(tl.int64)
+
+    for k in tl.static_range(SCANS):
+        scan = tl.program_id(2) + k
+        reverse = (REVERSE >> scan) & 1
+        slot = (SLOTS >> (4 * scan)) & 15
+        token, steps = segment_start(tl.program_id(0), length, inner, outer, window, reverse)
+        stride = inner.to(tl.int64) * (1 - 2 * reverse)
+        y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
+        y_stride = mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token
+        offset = (slot * slab + token) * E
+        offset_n = (slot * slab + token) * N
+        offset_z = token * z_stride
+        offset_y = y_token * E
+        if not SUMMED:
+            offset_y += slot * slab * E
+        u_next = tl.load(u + offset + e, mask=mask_e, other=0.0)
+        dt_next = tl.load(dt + offset + e, mask=mask_e, other=0.0)
+        if z is not None:
+            z_next = tl.load(z + offset_z + e, mask=mask_e, other=0.0)
+        if B is not None:
+            B_next = tl.load(B + offset_n + n, mask=mask_n, other=0.0)
+        if C is not None:
+            C_next = tl.load(C + offset_n + n, mask=mask_n, other=0.0)
+        if ADD or k > 0:
+            y_next = tl.load(y + offset_y + e, mask=mask_e, other=0.0)
+        h = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
+        for i in range(steps):
+            more_e = e < tl.where(i + 1 < steps, E, 0)
+            more_n = n < tl.where(i + 1 < steps, N, 0)
+            x = u_next.to(tl.float32)
+            step = step_size(dt_next, bias, SOFTPLUS)
+            offset += stride * E
+            offset_n += stride * N
+            u_next = tl.load(u + offset + e, mask=more_e, other=0.0)
+            dt_next = tl.load(dt + offset + e, mask=more_e, other=0.0)
+            if B is not None:
+                B_now = B_next.to(tl.float32)[None, :]
+                B_next = tl.load(B + offset_n + n, mask=more_n, other=0.0)
+            else:
+                B_now = live
+            if C is not None:
+                C_now = C_next.to(tl.float32)[None, :]
+                C_next = tl.load(C + offset_n + n, mask=more_n, other=0.0)
+            if z is not None:
+                gate = z_next.to(tl.float32)
+                offset_z += stride * z_stride
+                z_next = tl.load(z + offset_z + e, mask=more_e, other=0.0)
+            decay = tl.exp2(step[:, None] * A_block)
+            h = decay * h + (step * x)[:, None] * B_now
+            if C is not None:
+                out = tl.sum(h * C_now, axis=1)
+            else:
+                out = tl.sum(h, axis=1)
+            if D is not None:
+                out += skip * x
+            if z is not None:
+                out *= gate * sigmoid(gate)
+            out *= scale
+            if ADD or k > 0:
+                out += y_next.to(tl.float32)
+                y_next = tl.load(
+                    y + offset_y + y_stride * E + e, mask=more_e, other=0.0
+                )
+            tl.store(y + offset_y + e, out.to(y.dtype.element_ty), mask=mask_e)
+            offset_y += y_stride * E
