@@ -41,15 +41,13 @@ def load_image(path: str | os.PathLike, channels: int = 3) -> Image.Image:
     try:
         if not path.is_file():
             path.stat()  # says why: missing, a loop of links, no permission
-            raise BadImageError(f"{path} is not a file, so it cannot be read as an image.")
+            raise InputError("it is not a file.")
         with Image.open(path, formats=FORMATS) as image:
             image.load()
             return to_channels(ImageOps.exif_transpose(image), channels)
-    except BadImageError:
-        raise
     except Image.UnidentifiedImageError as error:
         kind = "is empty" if path.stat().st_size == 0 else "is not an image of a known format"
-        raise BadImageError(f"{path} {kind} (known: {', '.join(FORMATS)}).") from error
+        raise BadImageError(f"{path} {kind} ({', '.join(FORMATS)}).") from error
     except Exception as error:  # decoders raise almost anything on damaged files
         reason = str(error) or type(error).__name__
         raise BadImageError(f"{path} cannot be read as an image: {reason}") from error
@@ -60,16 +58,17 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     if channels not in (1, 3):
         raise InputError(f"images have 1 (grey) or 3 (RGB) channels; got {channels}.")
     mode = "L" if channels == 1 else "RGB"
-    if image.mode == mode:
+    transparent = image.mode in _TRANSPARENT or "transparency" in image.info
+    if image.mode == mode and not transparent:
         return image
     if image.mode in (*_SIXTEEN_BIT, "I"):
         image = _eight_bit(image)
     elif image.mode == "F":
-        raise BadImageError(
-            f"{_name(image)} has floating-point pixels, whose range is unknown: save it with 8 or "
-            "16 bits a channel."
+        raise InputError(
+            "it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits a "
+            "channel."
         )
-    if image.mode in _TRANSPARENT or "transparency" in image.info:
+    if transparent:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
@@ -80,12 +79,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey (also when stored in 32 bits) as mode "L": 0..65535 -> 0..255, rounded."""
     values = np.asarray(image).astype(np.int64)  # (H, W)
     if values.min() < 0 or values.max() > 65535:
-        raise BadImageError(
-            f"{_name(image)} has 32-bit pixels from {values.min()} to {values.max()}: save it with "
-            "8 or 16 bits a channel."
+        raise InputError(
+            f"it has 32-bit pixels from {values.min()} to {values.max()}; save it with 8 or 16 "
+            "bits a channel."
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _name(image: Image.Image) -> str:
-    return str(getattr(image, "filename", "") or "the image")
