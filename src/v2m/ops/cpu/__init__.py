@@ -1,3 +1,3 @@
-"""The CPU backend, compiled by numba: `core_forward`."""
-from .core import core_forward
+"""The CPU backend, compiled by numba."""
 
+from .core import core_backward, core_forward

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from ..core import Direction, PassWeights, Sweep, distinct_sweeps
 from . import layout as at
+from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
-from .jobs import LOG2_E, Job, pack, pad, padded_size, run, sweep_row, token_pitch
+from .jobs import LOG2_E, Job, pack, pad, padded_size, run, sweep_row, token_pitch, unpack
 
-__all__ = ["core_forward"]
+__all__ = ["core_backward", "core_forward"]
+
+GROUPS = 64  # of lines, at most: each sums the weights' gradients on its own
 
 
 def core_forward(
@@ -46,18 +49,7 @@ def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
     x_proj = weights.x_proj.detach().float()
     transposed = x_proj.new_zeros(channels, padded_size(columns))
     transposed[: x_proj.shape[1], :columns] = x_proj.t()
-    packed = pack(
-        {
-            "conv_weight": weights.conv_weight.t(),
-            "conv_bias": weights.conv_bias,
-            "x_proj": x_proj,
-            "dt_proj": weights.dt_proj.t(),
-            "dt_bias": weights.dt_bias,
-            "decay": (weights.A_log.detach().float().exp() * -LOG2_E).t(),
-            "D": weights.D,
-        },
-        channels,
-    )
+    packed = pack(packed_parts(weights))
     return Job(
         SPLITS=1,
         IMAGES=batch,
@@ -73,10 +65,24 @@ def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
         SOFTPLUS=True,
         BFLOAT16=u.dtype == torch.bfloat16,
         WEIGHTS=packed,
+        WEIGHT_SIZE=packed.numel(),
         X_PROJ=transposed,
         Z=z,
         Z_PITCH=token_pitch(z),
     )
+
+
+def packed_parts(weights: PassWeights) -> list[Tensor]:
+    """The parameters as the kernels read them: channels last, A_log as decay rates of powers of two."""
+    return [
+        weights.conv_weight.t(),
+        weights.conv_bias,
+        weights.x_proj,
+        weights.dt_proj.t(),
+        weights.dt_bias,
+        (weights.A_log.detach().float().exp() * -LOG2_E).t(),
+        weights.D,
+    ]
 
 
 def line_count(shape, axis: int) -> int:
@@ -126,6 +132,97 @@ def second_forward(
         job.set(SWEEPS_PER_TASK=len(rows), LINES=lines)
         run(forward_kernel, job, rows, lines, _scratch(job))
     return y
+
+
+def core_backward(
+    dy: Tensor,
+    u: Tensor,
+    z: Tensor,
+    y1: Tensor,
+    first: PassWeights,
+    second: PassWeights,
+    directions: tuple[Direction, ...],
+) -> tuple[Tensor, Tensor, PassWeights, PassWeights]:
+    """Gradients of u and z, (B, H, W, E) in their dtype, and of the parameters of both passes, in theirs."""
+    dtype, channels = u.dtype, u.shape[3]
+    u, z, dy = grid(u), grid(z), pad(dy.detach().float()).contiguous()
+    y1 = torch.stack([grid(part) for part in y1]) if needs_conversion(y1, u) else y1.detach()
+    du, dz = torch.empty_like(dy), torch.empty_like(dy)
+    dy1 = torch.empty(y1.shape, dtype=torch.float32)
+    d_second = second_backward(dy, y1, z, second, directions, dy1, dz)
+    d_first = first_backward(dy1, u, z, first, distinct_sweeps(directions), du, dz)
+    du, dz = (gradient[..., :channels].to(dtype) for gradient in (du, dz))
+    return du, dz, d_first, d_second
+
+
+def needs_conversion(y1: Tensor, u: Tensor) -> bool:
+    """Whether the kernels can't read the saved results as they are."""
+    return y1.dtype != u.dtype or y1.shape[1:] != u.shape or not y1.is_contiguous()
+
+
+def second_backward(dy, y1, z, weights, directions, dy1, dz) -> PassWeights:
+    """Fills dy1 (F, B, H, W, E) and dz (B, H, W, E), both fp32; returns the parameters' gradients."""
+    job = pass_job(weights, y1[0], z, is_first=False)
+    job.set(D_Z=dz)
+    job.set_scale(2 / len(directions))
+    index = {sweep: f for f, sweep in enumerate(distinct_sweeps(directions))}
+    rows, written = [], set()
+    for direction in sorted(directions, key=lambda direction: direction.second.axis):
+        f, axis = index[direction.first], direction.second.axis
+        row = sweep_row(
+            y1.shape[1:],
+            y1[f],
+            *direction.second,
+            D_OUT=dy.data_ptr(),
+            MIRROR_STEPS=axis in direction.mirror,
+            MIRROR_LINES=(3 - axis) in direction.mirror,
+            D_SOURCE=dy1[f].data_ptr(),
+            ADD_SOURCE=f in written,
+            ADD_Z=bool(written),
+        )
+        written.add(f)
+        rows.append((axis, row))
+    return _run_backward(job, weights, y1.shape[1:], rows)
+
+
+def first_backward(dy1, u, z, weights, sweeps, du, dz) -> PassWeights:
+    """Fills du, adds to dz, both (B, H, W, E) in fp32; returns the parameters' gradients."""
+    job = pass_job(weights, u, z, is_first=True)
+    job.set(D_Z=dz)
+    job.set_scale(1.0)
+    rows = []
+    for sweep, gradient in sorted(zip(sweeps, dy1), key=lambda pair: pair[0].axis):
+        row = sweep_row(
+            u.shape,
+            u,
+            *sweep,
+            D_OUT=gradient.data_ptr(),
+            D_SOURCE=du.data_ptr(),
+            ADD_SOURCE=bool(rows),
+            ADD_Z=True,
+        )
+        rows.append((sweep.axis, row))
+    return _run_backward(job, weights, u.shape, rows)
+
+
+def _run_backward(job: Job, weights: PassWeights, shape, rows: list) -> PassWeights:
+    """One launch for each axis, as all sweeps of a launch share its lines."""
+    sums = []
+    for axis in sorted({axis for axis, _ in rows}):
+        lines = line_count(shape, axis)
+        groups = min(lines, GROUPS)
+        size = int(job.table[at.WEIGHT_SIZE])
+        gradients = torch.zeros(groups, size)
+        job.set(LINES=lines, GROUPS=groups, GRADIENTS=gradients)
+        sizes = (int(job.table[i]) for i in (at.CHANNELS, at.COLUMNS, at.PADDED_COLUMNS))
+        scratch = backward_scratch(shape[axis], *sizes)
+        run(backward_kernel, job, [row for at_axis, row in rows if at_axis == axis], groups, scratch)
+        sums.append(gradients.sum(0))
+    parts = unpack(sum(sums[1:], sums[0]), packed_parts(weights))
+    conv_weight, conv_bias, x_proj, dt_proj, dt_bias, decay, skip = parts
+    A = -weights.A_log.detach().float().exp()
+    like = (conv_weight.t(), conv_bias, x_proj, dt_proj.t(), dt_bias, decay.t() * A, skip)
+    return PassWeights(*(part.to(weight.dtype) for part, weight in zip(like, weights)))
 
 
 def _scratch(job: Job) -> int:

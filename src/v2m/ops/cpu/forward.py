@@ -83,43 +83,41 @@ def _line(job, sweep, line, low, high, scratch):
         for e in range(low, high, LANES):
             time_steps(job, token, step, start, steps, e, u, rows, dt, x, None)
             zero(y, steps)
-            advance(job, steps, dt, x, y, e, state, rows, row, restart, window, None)
+            n, h = 0, state + FLOAT * e * slot(job, at.STATES)
+            while n < slot(job, at.STATES):
+                at_n = h + VECTOR * n
+                n += advance(job, n, steps, dt, x, y, e, at_n, rows, row, restart, window, None)
             _finish(job, sweep, line, start, steps, e, u, y)
         restart = later_restart(restart, window, steps)
 
 
 @device
-def advance(job, steps, dt, x, y, e, state, rows, row, restart, window, saved):
-    """All states of one vector of channels over some steps, y += sum of C h. `saved` as in `states`, 4 states each."""
-    channels, states = FLOAT * slot(job, at.CHANNELS), slot(job, at.STATES)
+def advance(job, n, steps, dt, x, y, e, state, rows, row, restart, window, saved):
+    """States n to n + 3, or n alone if fewer are left, of one vector of channels: y += sum of C h, as in `states`.
+
+    Returns how many states these were.
+    """
+    stride, states = FLOAT * slot(job, at.CHANNELS), slot(job, at.STATES)
     _, _, _, _, _, rate, _ = weights_at(job)
-    rate += slot(job, at.WEIGHTS) + FLOAT * e
-    state += FLOAT * e
+    a = slot(job, at.WEIGHTS) + rate + FLOAT * e + stride * n
     b_column, c_column = slot(job, at.B_COLUMN), slot(job, at.C_COLUMN)
-    b, c = rows + FLOAT * b_column, rows + FLOAT * c_column
-    n = 0
-    while n < states:
-        four = n + 4 <= states
-        a, h, bn, cn = rate + channels * n, state + channels * n, b + FLOAT * n, c + FLOAT * n
-        if c_column < 0:
-            if four:
-                advance_four(
-                    steps, dt, x, y, a, channels, h, bn, None, row, restart, window, saved
-                )
-            else:
-                advance_one(steps, dt, x, y, a, channels, h, bn, None, row, restart, window, saved)
-        elif b_column < 0:
-            if four:
-                advance_four(
-                    steps, dt, x, y, a, channels, h, None, cn, row, restart, window, saved
-                )
-            else:
-                advance_one(steps, dt, x, y, a, channels, h, None, cn, row, restart, window, saved)
-        elif four:
-            advance_four(steps, dt, x, y, a, channels, h, bn, cn, row, restart, window, saved)
+    b, c = rows + FLOAT * (b_column + n), rows + FLOAT * (c_column + n)
+    four = n + 4 <= states
+    if c_column < 0:
+        if four:
+            advance_four(steps, dt, x, y, a, stride, state, b, None, row, restart, window, saved)
         else:
-            advance_one(steps, dt, x, y, a, channels, h, bn, cn, row, restart, window, saved)
-        n += 4 if four else 1
+            advance_one(steps, dt, x, y, a, stride, state, b, None, row, restart, window, saved)
+    elif b_column < 0:
+        if four:
+            advance_four(steps, dt, x, y, a, stride, state, None, c, row, restart, window, saved)
+        else:
+            advance_one(steps, dt, x, y, a, stride, state, None, c, row, restart, window, saved)
+    elif four:
+        advance_four(steps, dt, x, y, a, stride, state, b, c, row, restart, window, saved)
+    else:
+        advance_one(steps, dt, x, y, a, stride, state, b, c, row, restart, window, saved)
+    return 4 if four else 1
 
 
 @device

@@ -18,8 +18,19 @@ from . import layout as at
 from .parallel import borrow, launch, thread_count
 from .vector import LANES
 
-__all__ = ["Job", "pad", "padded_size", "run", "sweep_row", "token_pitch"]
+__all__ = [
+    "LOG2_E",
+    "Job",
+    "pack",
+    "pad",
+    "padded_size",
+    "run",
+    "sweep_row",
+    "token_pitch",
+    "unpack",
+]
 
+LOG2_E = math.log2(math.e)
 ALIGNMENT = 64  # bytes, of every worker's scratch
 
 
@@ -124,10 +135,15 @@ def _fingerprint() -> str:
     return digest.hexdigest()
 
 
-LOG2_E = math.log2(math.e)
+def pack(parts: list[Tensor]) -> Tensor:
+    """Parameters one after another in fp32, channels last and padded to whole vectors."""
+    return torch.cat([pad(part.detach().float()).reshape(-1) for part in parts])
 
 
-def pack(weights: dict[str, Tensor], channels: int) -> Tensor:
-    """Parameters one after another in fp32, channels last and padded to whole vectors, in `weight_sizes` order."""
-    parts = [pad(tensor.detach().float()).reshape(-1) for tensor in weights.values()]
-    return torch.cat(parts)
+def unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The parts of what `pack` would have packed, without the padding."""
+    sizes = [tensor.shape[:-1].numel() * padded_size(tensor.shape[-1]) for tensor in like]
+    return [
+        part.view(*tensor.shape[:-1], -1)[..., : tensor.shape[-1]]
+        for part, tensor in zip(packed.split(sizes), like)
+    ]

@@ -43,7 +43,8 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     SCALE,
     WEIGHTS,  # packed as `weight_sizes` says
     X_PROJ,  # x_proj once more, (E, padded columns)
-    GRADIENTS,  # address of (GROUPS, weights) sums
+    WEIGHT_SIZE,  # elements of WEIGHTS
+    GRADIENTS,  # sums of the groups, (GROUPS, WEIGHT_SIZE)
     Z,  # 0: no gate
     Z_PITCH,  # elements from a token of z to the next
     D_Z,
@@ -52,7 +53,7 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     ROWS,  # given B and C, (B, H, W, K), where WIDTH is 0
     D_ROWS,  # (SPLITS, B, H, W, K)
     JOB_SLOTS,
-) = range(36)
+) = range(37)
 
 # One sweep.
 (
@@ -74,16 +75,3 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     ADD_Z,
     SWEEP_SLOTS,
 ) = range(17)
-
-
-def weight_sizes(width: int, channels: int, rank: int, columns: int, states: int) -> dict[str, int]:
-    """Elements of each packed parameter, channels last, in order. The gradients are packed alike."""
-    return {
-        "conv_weight": width * channels,
-        "conv_bias": channels,
-        "x_proj": columns * channels,
-        "dt_proj": rank * channels,
-        "dt_bias": channels,
-        "decay": states * channels,
-        "D": channels,
-    }

@@ -2,7 +2,7 @@
 
 The state and its decay stay in registers from the first step to the last; per step they load dt, dt * u and the sum
 so far, and per state one number of B or C. `b` and `c` are addresses of the first step's numbers, or None for the
-constant 1, which numba compiles into code of its own.
+constant 1, which numba compiles into code of its own. `state` and `adjoint` are the addresses of one vector a state.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def _at(address, offset):
 
 @device
 def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, window, saved):
-    """y_t += sum over four states of c h_t. `stride`: bytes between states; `row`: bytes between steps of b, c.
+    """y_t += sum over four states of c h_t. `stride`: bytes between two states' rates; `row`: between steps of b, c.
 
     The state restarts before step `restart` and every `window` steps after. With `saved` (an address, or None) each
     step's decays and states are written there, from slot 1; slot 0 keeps the state before the first.
     """
     a0, a1 = load(rate), load(rate + stride)
     a2, a3 = load(rate + 2 * stride), load(rate + 3 * stride)
-    h0, h1 = load(state), load(state + stride)
-    h2, h3 = load(state + 2 * stride), load(state + 3 * stride)
+    h0, h1 = load(state), load(state + VECTOR)
+    h2, h3 = load(state + 2 * VECTOR), load(state + 3 * VECTOR)
     zero = splat(ZERO)
     if saved is not None:
         store(saved + HALF, h0)
@@ -84,9 +84,9 @@ def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, windo
             store(slot + HALF + 2 * VECTOR, h2)
             store(slot + HALF + 3 * VECTOR, h3)
     store(state, h0)
-    store(state + stride, h1)
-    store(state + 2 * stride, h2)
-    store(state + 3 * stride, h3)
+    store(state + VECTOR, h1)
+    store(state + 2 * VECTOR, h2)
+    store(state + 3 * VECTOR, h3)
 
 
 @device
@@ -134,8 +134,8 @@ def retreat_four(
     """
     a0, a1 = load(rate), load(rate + stride)
     a2, a3 = load(rate + 2 * stride), load(rate + 3 * stride)
-    g0, g1 = load(adjoint), load(adjoint + stride)
-    g2, g3 = load(adjoint + 2 * stride), load(adjoint + 3 * stride)
+    g0, g1 = load(adjoint), load(adjoint + VECTOR)
+    g2, g3 = load(adjoint + 2 * VECTOR), load(adjoint + 3 * VECTOR)
     r0, r1 = load(d_rate), load(d_rate + stride)
     r2, r3 = load(d_rate + 2 * stride), load(d_rate + 3 * stride)
     for t in range(steps - 1, -1, -1):
@@ -166,9 +166,9 @@ def retreat_four(
         store(ddt + VECTOR * t, fma(q3, a3, fma(q2, a2, decays)))
         r0, r1, r2, r3 = fma(q0, d, r0), fma(q1, d, r1), fma(q2, d, r2), fma(q3, d, r3)
     store(adjoint, g0)
-    store(adjoint + stride, g1)
-    store(adjoint + 2 * stride, g2)
-    store(adjoint + 3 * stride, g3)
+    store(adjoint + VECTOR, g1)
+    store(adjoint + 2 * VECTOR, g2)
+    store(adjoint + 3 * VECTOR, g3)
     store(d_rate, r0)
     store(d_rate + stride, r1)
     store(d_rate + 2 * stride, r2)
