@@ -56,7 +56,7 @@ def _find(name: str) -> bool:
     package = {"cpu": "numba", "triton": "triton"}.get(name)
     try:
         return package is None or importlib.util.find_spec(package) is not None
-    except ValueError:  # blocked from import by `sys.modules[package] = None`
+    except (ImportError, ValueError):  # blocked from import, e.g. by `sys.modules[package] = None`
         return False
 
 

@@ -54,6 +54,11 @@ def selective_scan(
     Returns:
         y, (B, H, W, E) in the dtype of u. The state is float32 (float64 if u is).
 
+        Finite arguments with A <= 0 give finite results, however extreme, as long as the state and
+        the result fit in their types; where they do not (A > 0 over many steps, products past the
+        largest float), they become infinite or NaN. A NaN or infinite value in u, dt, B, C or z
+        reaches the steps at and after it on its own line, and no other line or image.
+
     Raises:
         InputError (a ValueError): a shape, dtype, device or option does not fit.
     """
@@ -71,6 +76,9 @@ def selective_scan(
 
 def _check(u, dt, A, B, C, D, z, dt_bias, axis, window) -> int:
     """Raise an InputError that names the argument; returns the axis as 1 or 2."""
+    for name, tensor in (("u", u), ("A", A)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}.")
     if u.dim() != 4 or not u.is_floating_point() or 0 in u.shape[1:]:
         raise InputError(
             "`u` must be a floating-point grid (B, H, W, E), none of H, W, E zero;"
@@ -93,8 +101,10 @@ def _check(u, dt, A, B, C, D, z, dt_bias, axis, window) -> int:
         "A": (A, A.shape, "(E, N)"),
     }
     for name, (tensor, shape, meaning) in expected.items():
-        if tensor is None:
+        if tensor is None and name not in ("dt", "A"):
             continue
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}.")
         if tensor.shape != shape or not tensor.is_floating_point():
             raise InputError(
                 f"`{name}` must be floating point of shape {tuple(shape)}, {meaning};"
