@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,9 @@ def check_auto_augment(policy: str) -> None:
     elif isinstance(policy, str) and policy.startswith("augmix"):
         build = augment_and_mix_transform
     try:
+        for section in policy.split("-")[1:]:
+            if not re.fullmatch(r"[a-z]+\d[\d.]*|t.+", section):  # timm overlooks these in silence
+                raise ValueError(section)
         build(policy, {"translate_const": 10, "img_mean": (128,)})
     except Exception as error:
         raise InputError(
