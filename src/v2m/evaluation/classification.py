@@ -53,7 +53,6 @@ class ClassificationResult:
 def _metrics(classes: int) -> MetricCollection:
     arguments: dict[str, Any] = {"num_classes": classes, "validate_args": False}
     metrics = {
-        "top1": MulticlassAccuracy(average="micro", **arguments),
         "top5": MulticlassAccuracy(average="micro", top_k=min(5, classes), **arguments),
         "confusion": MulticlassConfusionMatrix(**arguments),
     }
@@ -111,12 +110,13 @@ def evaluate_classifier(
     if metrics is None:
         raise InputError("there is nothing to evaluate: the data set yields no images.")
     figures = metrics.compute()
+    confusion = figures["confusion"].cpu().numpy()
     return ClassificationResult(
-        top1=figures["top1"].item(),
+        top1=float(confusion.trace() / confusion.sum()),
         top5=figures["top5"].item(),
         loss=mean_loss.compute().item(),
-        count=int(figures["confusion"].sum().item()),
-        confusion=figures["confusion"].cpu().numpy(),
+        count=int(confusion.sum()),
+        confusion=confusion,
         probabilities=_from_all_ranks(torch.cat(probabilities).numpy()),
         targets=_from_all_ranks(torch.cat(targets).numpy()),
     )

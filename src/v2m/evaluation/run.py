@@ -24,7 +24,8 @@ MISTAKES = 3  # named per class
 
 
 def load_model(path: str | os.PathLike, reporter: Reporter) -> nn.Module:
-    """The model in a run's folder (finished, else of its last whole checkpoint) or in a checkpoint."""
+    """The model in a run's folder (finished, else of its last whole checkpoint) or in a
+    checkpoint."""
     path = Path(path)
     run = RunDirectory(path)
     if path.is_dir() and not (path / "model.safetensors").exists() and run.store.root.is_dir():
@@ -110,7 +111,8 @@ def check_classes(model: nn.Module, dataset: ImageDataset) -> None:
         detail = f"; the model does not know {', '.join(missing[:5])}" if missing else ""
         raise InputError(
             f"the model was trained for the classes {', '.join(names[:5])}... ({len(names)}) and "
-            f"{dataset.name} has {', '.join(dataset.classes[:5])}... ({len(dataset.classes)}): they "
+            f"{dataset.name} has {', '.join(dataset.classes[:5])}... ({len(dataset.classes)}): "
+            f"they "
             f"must be the same, in the same order{detail}."
         )
     if model.num_classes != len(dataset.classes):
