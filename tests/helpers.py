@@ -139,11 +139,13 @@ def fill_deterministically(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def small(name: str, **keywords) -> nn.Module:
-    """A registered model cut down to 2 layers of 32 on a 4 x 4 grid."""
+    """A registered model cut down to 2 layers of 32 on a 4 x 4 grid, or 4 stages of a block."""
     return v2m.create_model(name, **{**small_size(name), **keywords})
 
 
 def small_size(name: str) -> dict:
+    if "hier" in name or "vmamba" in name:
+        return {"dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "img_size": 64}
     patch = 4 if "patch4" in name else 16
     return {"embed_dim": 32, "depth": 2, "img_size": 4 * patch}
 

@@ -1,7 +1,25 @@
-"""The parts of a model: directions, mixer, norm, block."""
+"""The parts of a model: directions, mixers, norm, block."""
 
 from .block import Block, RMSNorm
+from .channel_gate import ChannelGate
+from .cross_scan import CrossScan2d
 from .directions import SCANS, Scan, get_scan
-from .mixer import Mixer2d
+from .grid_conv import GridConv2d
+from .mixer import HAND_OVERS, Mixer2d
+from .sequence import BidirectionalMixer
+from .ungated import UngatedMixer2d
 
-__all__ = ["SCANS", "Block", "Mixer2d", "RMSNorm", "Scan", "get_scan"]
+__all__ = [
+    "HAND_OVERS",
+    "SCANS",
+    "BidirectionalMixer",
+    "Block",
+    "ChannelGate",
+    "CrossScan2d",
+    "GridConv2d",
+    "Mixer2d",
+    "RMSNorm",
+    "Scan",
+    "UngatedMixer2d",
+    "get_scan",
+]

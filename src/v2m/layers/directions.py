@@ -10,7 +10,7 @@ from typing import NamedTuple
 from v2m.errors import InputError
 from v2m.ops.core import Direction, Sweep
 
-__all__ = ["DOWN", "LEFT", "RIGHT", "SCANS", "UP", "Scan", "get_scan"]
+__all__ = ["DOWN", "LEFT", "RIGHT", "SCANS", "UP", "Scan", "get_scan", "in_windows"]
 
 LEFT = Sweep(axis=2)  # along the row, from the left
 RIGHT = Sweep(axis=2, reverse=True)  # along the row, from the right
@@ -65,6 +65,14 @@ def get_scan(name: str) -> Scan:
     Raises:
         InputError: there is none.
     """
-    if name not in SCANS:
+    if not isinstance(name, str) or name not in SCANS:
         raise InputError(f"`scan` must be one of {', '.join(SCANS)}; got {name!r}.")
     return SCANS[name]
+
+
+def in_windows(direction: Direction, width: int) -> Direction:
+    """The direction with its state confined to windows of the grid, 0 for the whole of it."""
+    return direction._replace(
+        first=direction.first._replace(window=width),
+        second=direction.second._replace(window=width),
+    )

@@ -2,18 +2,22 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from v2m.errors import InputError
-from v2m.ops.core import PassWeights, mixer_core
+from v2m.ops.core import mixer_core
+from v2m.ops.full_state import full_state_core
 
-from .directions import get_scan
+from .channel_gate import ChannelGate
+from .directions import Scan, get_scan, in_windows
+from .two_pass import TwoPass
 
-__all__ = ["Mixer2d"]
+__all__ = ["HAND_OVERS", "Mixer2d"]
+
+HAND_OVERS = ("sum", "state")
 
 
-class Mixer2d(nn.Module):
+class Mixer2d(TwoPass):
     """2-D selective state-space mixer (V2M, arXiv 2410.10382), (B, H, W, D) -> (B, H, W, D).
 
     `in_proj` gives u and the gate z; pass 1 scans u along the first axis of a direction (C is the
@@ -28,6 +32,13 @@ class Mixer2d(nn.Module):
         expand: inner width E = expand * D.
         dt_rank: rank R of the step-size projection; None for ceil(D / 16).
         scan: a name from `v2m.layers.SCANS`.
+        windows: for each direction of the scan the width of the windows in which its state lives,
+            0 for the whole grid; None for the whole grid in all.
+        channel_gate: pass each direction through a gate over its channels before the sum; the
+            directions over the whole grid share one gate, those in windows another.
+        hand_over: "sum", the published mixer, hands one number per channel from pass 1 to pass 2;
+            "state" hands over all N states, the reduced Roesser model itself (see
+            `v2m.ops.full_state`), and has neither a second convolution nor a second skip.
     """
 
     def __init__(
@@ -39,51 +50,37 @@ class Mixer2d(nn.Module):
         expand: int = 2,
         dt_rank: int | None = None,
         scan: str = "corners",
+        windows: tuple[int, ...] | None = None,
+        channel_gate: bool = False,
+        hand_over: str = "sum",
     ):
-        super().__init__()
+        if hand_over not in HAND_OVERS:
+            raise InputError(
+                f"`hand_over` must be one of {', '.join(HAND_OVERS)}; got {hand_over!r}."
+            )
         inner = expand * dim
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
+        whole_state = hand_over == "state"
+        super().__init__(
+            inner,
+            rank,
+            d_state,
+            d_conv=(d_conv, 0 if whole_state else d_conv),
+            skips=(True, not whole_state),
+        )
         self.dim = dim
         self.d_state = d_state
         self.scan = scan
-        self.directions, self.transpose = get_scan(scan)
+        self.windows = windows
+        self.hand_over = hand_over
+        self.directions, self.transpose = _windowed(get_scan(scan), windows)
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        for suffix in ("", "_2"):
-            conv = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
-            self.add_module(f"conv1d{suffix}", conv)
-            self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + d_state, bias=False))
-            self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner))
-            self.register_parameter(f"A{suffix}_log", nn.Parameter(torch.empty(inner, d_state)))
-            self.register_parameter(f"D{suffix}", nn.Parameter(torch.empty(inner)))
+        self.channel_gate = channel_gate
+        if channel_gate:
+            self.gate, self.window_gate = ChannelGate(inner), ChannelGate(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Mamba's initialisation on both passes (the published code forgets pass 2's dt bias)."""
-        for module in self.children():
-            module.reset_parameters()
-        for suffix in ("", "_2"):
-            A_log, D = self.get_parameter(f"A{suffix}_log"), self.get_parameter(f"D{suffix}")
-            with torch.no_grad():
-                steps = torch.arange(1, A_log.shape[1] + 1, dtype=A_log.dtype, device=A_log.device)
-                A_log.copy_(steps.log().expand_as(A_log))
-                D.fill_(1.0)
-            _init_dt(self.get_submodule(f"dt_proj{suffix}"))
-
-    def pass_weights(self, suffix: str) -> PassWeights:
-        """The parameters of pass 1 (suffix "") or pass 2 ("_2") as the operator takes them."""
-        conv, x_proj = getattr(self, f"conv1d{suffix}"), getattr(self, f"x_proj{suffix}")
-        dt_proj = getattr(self, f"dt_proj{suffix}")
-        return PassWeights(
-            conv.weight.squeeze(1),
-            conv.bias,
-            x_proj.weight,
-            dt_proj.weight,
-            dt_proj.bias,
-            getattr(self, f"A{suffix}_log"),
-            getattr(self, f"D{suffix}"),
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D).
@@ -98,18 +95,42 @@ class Mixer2d(nn.Module):
                 ' or scan="corners", which takes any size.'
             )
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, H, W, E) each
-        first, second = self.pass_weights(""), self.pass_weights("_2")
-        y = mixer_core(u, z, first, second, self.directions, transpose=self.transpose)
-        return self.out_proj(y)
+        return self.out_proj(self._merge(u, z))
+
+    def _merge(self, u: Tensor, z: Tensor) -> Tensor:
+        """The directions of the core, summed or gated and summed, (B, H, W, E)."""
+        core = mixer_core if self.hand_over == "sum" else full_state_core
+        weights = self.pass_weights(""), self.pass_weights("_2")
+        if not self.channel_gate:
+            return core(u, z, *weights, self.directions, transpose=self.transpose)
+        total = None
+        for direction in self.directions:
+            y = core(u, z, *weights, (direction,), transpose=self.transpose)
+            y = self.window_gate(y) if direction.first.window else self.gate(y)
+            total = y if total is None else total + y
+        return total / len(self.directions)  # one direction alone is doubled already
+
+    def multiply_adds(self, tokens: int) -> int:
+        """As `TwoPass.multiply_adds`; gated directions run one by one and share no scan."""
+        if not self.channel_gate:
+            return super().multiply_adds(tokens)
+        directions = len(self.directions)
+        gate = self.gate.reduce.weight.numel() + self.gate.expand.weight.numel()  # on one token
+        return tokens * self._multiply_adds_per_token(directions) + directions * gate
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, d_state={self.d_state}, scan={self.scan!r}"
+        windows = "" if self.windows is None else f", windows={self.windows}"
+        return f"dim={self.dim}, d_state={self.d_state}, scan={self.scan!r}{windows}"
 
 
-def _init_dt(dt_proj: nn.Linear, smallest: float = 1e-3, largest: float = 1e-1) -> None:
-    """softplus(bias) log-uniform in [smallest, largest]; weights uniform in +-R^-0.5."""
-    bound = dt_proj.in_features**-0.5
-    nn.init.uniform_(dt_proj.weight, -bound, bound)
-    with torch.no_grad():
-        dt = torch.empty_like(dt_proj.bias).uniform_(math.log(smallest), math.log(largest)).exp()
-        dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+def _windowed(scan: Scan, windows: tuple[int, ...] | None) -> Scan:
+    """The scan with a window on each of its directions."""
+    if windows is None:
+        return scan
+    if len(windows) != len(scan.directions):
+        raise InputError(
+            f"`windows` must have one width for each of the {len(scan.directions)} directions of"
+            f" the scan, 0 for the whole grid; got {tuple(windows)}."
+        )
+    directions = map(in_windows, scan.directions, windows)
+    return Scan(tuple(directions), scan.transpose)

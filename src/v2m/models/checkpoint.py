@@ -12,14 +12,14 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from v2m.errors import InputError
 
 from .pickles import load_pickle
-from .published import describe_published
+from .plain import Plain
+from .published import describe_published, normalize_published
 from .registry import create_model
 
 __all__ = ["from_checkpoint", "load_strictly", "read_config", "save_model"]
@@ -191,6 +191,7 @@ def _own(config: dict[str, Any], state: dict[str, Tensor]) -> _Checkpoint:
 
 
 def _published(state: dict[str, Tensor]) -> _Checkpoint:
+    state = normalize_published(state)
     return _Checkpoint(state, *describe_published(state))
 
 
@@ -217,13 +218,11 @@ def _adapt(found: _Checkpoint, model: nn.Module, overrides: Mapping[str, Any]) -
     """The tensors changed to what the overrides ask for: another grid, channels or classes."""
     state = dict(found.state)
     config = getattr(model, "config", None)
-    if "pos_embed" in state and config is not None and "img_size" in overrides:
+    if "pos_embed" in state and isinstance(model, Plain) and "img_size" in overrides:
         position, grid = state["pos_embed"], config.grid_size
         old = type(config)(**found.arguments).grid_size
-        if position.dim() == 3 and position.shape[1] == math.prod(old):
-            state["pos_embed"] = resample_abs_pos_embed(
-                position, list(grid), list(old), num_prefix_tokens=0
-            )
+        if position.dim() == 3 and position.shape[1] == math.prod(old) + model.prefix_tokens:
+            state["pos_embed"] = model.resample_position(position, grid, old)
     first = model.pretrained_cfg.get("first_conv")
     channels = overrides.get("in_chans")
     if channels is not None and first and f"{first}.weight" in state:

@@ -9,11 +9,23 @@ from torch import nn
 
 from v2m.errors import InputError
 
+from .hierarchical import HierarchicalV2M, VMamba
 from .plain import V2M
+from .vim import Vim
 
 __all__ = ["MODELS", "create_model", "list_models"]
 
 _NANO = {"patch_size": 4, "img_size": 28, "in_chans": 1, "num_classes": 10, "d_state": 8}
+
+# One row a layer, repeated over the depth: the windows of the corners upper left, lower left, upper
+# right and lower right. One diagonal of corners scans the whole grid, the other
+# one inside windows; the next layer swaps them, and after two layers so do the widths 7 and 2.
+_LOCAL = {
+    "depth": 20,
+    "windows": ((0, 7, 7, 0), (7, 0, 0, 7), (0, 2, 2, 0), (2, 0, 0, 2)),
+    "channel_gate": True,
+}
+_BASE_STAGES = {"depths": (2, 2, 15, 2), "ssm_ratio": 2.0}
 
 # name: (class, keywords of its configuration, what it is)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], str]] = {
@@ -25,11 +37,33 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], str]] = {
     "v2m_tiny_patch16_224": (V2M, {"embed_dim": 192, "depth": 24}, "V2M-T of the paper"),
     "v2m_small_patch16_224": (V2M, {"embed_dim": 384, "depth": 24}, "V2M-S of the paper"),
     "v2m_base_patch16_224": (V2M, {"embed_dim": 768, "depth": 24}, "the same structure, wider"),
+    "v2m_local_tiny_patch16_224": (
+        V2M,
+        {"embed_dim": 192, **_LOCAL},
+        "V2M-T with local windows of the paper",
+    ),
+    "v2m_local_small_patch16_224": (
+        V2M,
+        {"embed_dim": 384, **_LOCAL},
+        "V2M-S with local windows of the paper",
+    ),
+    "v2m_hier_small_224": (HierarchicalV2M, {}, "V2M-S* of the paper, in VMamba's stages"),
+    "v2m_hier_base_224": (HierarchicalV2M, _BASE_STAGES, "V2M-B* of the paper, likewise"),
+    "vim_tiny_patch16_224": (Vim, {"embed_dim": 192}, "baseline: Vim-T, 1-D both ways"),
+    "vim_small_patch16_224": (Vim, {"embed_dim": 384}, "baseline: Vim-S"),
+    "vim_base_patch16_224": (Vim, {"embed_dim": 768}, "baseline: Vim-B"),
+    "vmamba_tiny_224": (VMamba, {}, "baseline: VMamba-T, cross-scan (release s1l8)"),
+    "vmamba_small_224": (VMamba, _BASE_STAGES, "baseline: VMamba-S (release s2l15)"),
+    "vmamba_base_224": (
+        VMamba,
+        {**_BASE_STAGES, "dims": (128, 256, 512, 1024)},
+        "baseline: VMamba-B (release s2l15)",
+    ),
 }
 
 
-def _default_cfg(keywords: dict[str, Any]) -> dict[str, Any]:
-    """timm's description of the input and the head; no trained V2M weights were published."""
+def _default_cfg(model_class: type[nn.Module], keywords: dict[str, Any]) -> dict[str, Any]:
+    """timm's description of the input and the head; there are no weights to download."""
     size, channels = keywords.get("img_size", 224), keywords.get("in_chans", 3)
     grey = channels == 1
     return {
@@ -41,15 +75,13 @@ def _default_cfg(keywords: dict[str, Any]) -> dict[str, Any]:
         "interpolation": "bicubic",
         "mean": (0.2860,) if grey else (0.485, 0.456, 0.406),
         "std": (0.3530,) if grey else (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
+        "first_conv": model_class.first_conv,
+        "classifier": model_class.classifier_name,
         "license": "apache-2.0",
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {name: _default_cfg(keywords) for name, (_, keywords, _) in MODELS.items()}
-)
+default_cfgs = generate_default_cfgs({name: _default_cfg(*row[:2]) for name, row in MODELS.items()})
 
 
 def _register(name: str) -> None:
@@ -60,7 +92,7 @@ def _register(name: str) -> None:
             model_class,
             name,
             pretrained,
-            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+            feature_cfg={"out_indices": model_class.feature_indices, "feature_cls": "getter"},
             **{**size, **keywords},
         )
 
@@ -98,7 +130,8 @@ def create_model(name: str, pretrained: bool = False, **keywords: Any) -> nn.Mod
         raise InputError(f"unknown model {name!r}.{hint} Known models: {', '.join(MODELS)}.")
     if pretrained and name in MODELS:
         raise InputError(
-            f"there are no pretrained weights for {name!r}: no trained V2M weights were ever"
-            " published. Train with `v2m train`, or load your own with v2m.from_checkpoint."
+            f"there are no pretrained weights for {name!r} to download: no trained V2M weights were"
+            " ever published, and Vim's and VMamba's are files of their authors. Train with `v2m"
+            " train`, or load a file with v2m.from_checkpoint."
         )
     return timm.create_model(name, pretrained=pretrained, **keywords)

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from v2m.layers import Mixer2d
-from v2m.ops.core import PassWeights, distinct_sweeps
-
 from .registry import MODELS, create_model
 
 __all__ = ["ModelRow", "count_multiply_adds", "model_row", "model_table"]
@@ -61,8 +58,8 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
     One for each multiply-add of every linear layer and convolution that runs, and two per state,
     channel, token and scan; `corners` has six scans, since directions that share their first scan
     run it once. Norms, activations, gates and sums are not counted, nor is anything a model
-    computes outside these layers, such as attention. A mixer other than `Mixer2d` says its own
-    figure, `multiply_adds(tokens)`.
+    computes outside these layers, such as attention. A mixer says its own figure,
+    `multiply_adds(tokens)`.
 
     Args:
         model: A model of this library, or any model made of such layers, on any device.
@@ -75,19 +72,18 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> i
         total += _multiply_adds(module, inputs[0], output)
 
     twin = deepcopy(model).to("meta").eval()
+    mixers = [module for module in twin.modules() if hasattr(module, "multiply_adds")]
+    for mixer in mixers:
+        mixer.register_forward_hook(count)
+        mixer.forward = lambda grid: grid  # counted as a whole: its shape suffices
+    inside = {part for mixer in mixers for part in mixer.modules() if part is not mixer}
     for module in twin.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_mixer(module):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module not in inside:
             module.register_forward_hook(count)
-        if _is_mixer(module):
-            module.forward = lambda grid: grid  # counted by its parts: its shapes suffice
     dtype = next(twin.parameters()).dtype
     with torch.no_grad():
         twin(torch.zeros(1, *input_size, device="meta", dtype=dtype))
     return total
-
-
-def _is_mixer(module: nn.Module) -> bool:
-    return isinstance(module, Mixer2d) or hasattr(module, "multiply_adds")
 
 
 def _multiply_adds(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
@@ -95,22 +91,4 @@ def _multiply_adds(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
         return output.numel() * module.in_features
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return output.numel() * module.weight[0].numel()
-    tokens = inputs.numel() // inputs.shape[-1]
-    if hasattr(module, "multiply_adds"):
-        return module.multiply_adds(tokens)
-    assert isinstance(module, Mixer2d)
-    projections = module.in_proj.weight.numel() + module.out_proj.weight.numel()
-    first_scans = len(distinct_sweeps(module.directions))
-    second_scans = len(module.directions)
-    return tokens * (
-        projections
-        + first_scans * _multiply_adds_of_scan(module.pass_weights(""))
-        + second_scans * _multiply_adds_of_scan(module.pass_weights("_2"))
-    )
-
-
-def _multiply_adds_of_scan(weights: PassWeights) -> int:
-    """Per token: the convolution, both projections, and two per state and channel."""
-    layers = (weights.conv_weight, weights.x_proj, weights.dt_proj)
-    used = sum(weight.numel() for weight in layers if weight is not None)
-    return used + 2 * weights.A_log.numel()
+    return module.multiply_adds(inputs.numel() // inputs.shape[-1])
