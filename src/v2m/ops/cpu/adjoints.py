@@ -18,6 +18,11 @@ LN_2 = float32(math.log(2))
 
 
 @device
+def _add(address, value):
+    store(address, value + load(address))
+
+
+@device
 def _add_product(address, a, b):
     store(address, fma(a, b, load(address)))
 
@@ -51,7 +56,7 @@ def time_step_gradients(
     token, step = locate(job, sweep, line, False)
     _, _, _, dt_proj, dt_bias, _, skip = weights_at(job)
     skip_weight = load(slot(job, at.WEIGHTS) + skip + FLOAT * e)
-    d_skip, d_bias = load(sums + skip + FLOAT * e), load(sums + dt_bias + FLOAT * e)
+    d_skip, d_bias = splat(ZERO), splat(ZERO)
     d_z, d_dt, add = slot(job, at.D_Z), slot(job, at.D_DT), slot(sweep, at.ADD_Z)
     for t in range(slot(sweep, at.LENGTH)):
         at_t, index = VECTOR * t, FLOAT * ((token + step * t) * channels + e)
@@ -69,16 +74,16 @@ def time_step_gradients(
         d_bias = d_bias + change
         if d_dt:
             store(d_dt + index, change)
-    store(sums + skip + FLOAT * e, d_skip)
-    store(sums + dt_bias + FLOAT * e, d_bias)
+    _add(sums + skip + FLOAT * e, d_skip)
+    _add(sums + dt_bias + FLOAT * e, d_bias)
     for r in range(rank):
         offset = dt_proj + FLOAT * (r * channels + e)
-        weight, d_weight = load(slot(job, at.WEIGHTS) + offset), load(sums + offset)
+        weight, d_weight = load(slot(job, at.WEIGHTS) + offset), splat(ZERO)
         for t in range(slot(sweep, at.LENGTH)):
             change = load(ddt + VECTOR * t)
             d_weight = fma(change, broadcast(rows + FLOAT * (t * padded + r)), d_weight)
             _add_product(row_sums + VECTOR * (t * columns + r), change, weight)
-        store(sums + offset, d_weight)
+        _add(sums + offset, d_weight)
 
 
 @device
@@ -111,29 +116,24 @@ def project_back(job, length, u, du, d_rows, sums):
         k = 0
         while k + 4 <= columns:
             out = d_weight + row * k
-            r0, r1, r2, r3 = (
-                load(out),
-                load(out + row),
-                load(out + 2 * row),
-                load(out + 3 * row),
-            )
+            r0 = r1 = r2 = r3 = splat(ZERO)
             for t in range(length):
                 value, numbers = load(u + row * t + FLOAT * e), d_rows + d_row * t + FLOAT * k
                 r0 = fma(broadcast(numbers), value, r0)
                 r1 = fma(broadcast(numbers + FLOAT), value, r1)
                 r2 = fma(broadcast(numbers + 2 * FLOAT), value, r2)
                 r3 = fma(broadcast(numbers + 3 * FLOAT), value, r3)
-            store(out, r0)
-            store(out + row, r1)
-            store(out + 2 * row, r2)
-            store(out + 3 * row, r3)
+            _add(out, r0)
+            _add(out + row, r1)
+            _add(out + 2 * row, r2)
+            _add(out + 3 * row, r3)
             k += 4
         while k < columns:
-            r = load(d_weight + row * k)
+            r = splat(ZERO)
             for t in range(length):
                 number = broadcast(d_rows + d_row * t + FLOAT * k)
                 r = fma(number, load(u + row * t + FLOAT * e), r)
-            store(d_weight + row * k, r)
+            _add(d_weight + row * k, r)
             k += 1
 
 
@@ -147,19 +147,20 @@ def deconvolve(job, sweep, token, step, slope, du, sums):
     row = FLOAT * channels
     for e in range(0, channels, LANES):
         taps, d_taps, line = slot(job, at.WEIGHTS) + FLOAT * e, sums + FLOAT * e, du + FLOAT * e
-        bias = load(d_taps + row * width)
+        bias = splat(ZERO)
         for t in range(length):
             change = load(line + row * t) * load(slope + row * t + FLOAT * e)
             store(line + row * t, change)
             bias = bias + change
-        store(d_taps + row * width, bias)
+        _add(d_taps + row * width, bias)
         for tap in range(width):
             back = width - 1 - tap
-            sum_ = load(d_taps + row * tap)
+            change = splat(ZERO)
             for t in range(back, length):
                 index = (token + step * (t - back)) * pitch + e
-                sum_ = fma(load(line + row * t), load_token(source, index, bfloat16), sum_)
-            store(d_taps + row * tap, sum_)
+                value = load_token(source, index, bfloat16)
+                change = fma(load(line + row * t), value, change)
+            _add(d_taps + row * tap, change)
         for t in range(length):
             change = splat(ZERO)
             for tap in range(max(0, width - length + t), width):

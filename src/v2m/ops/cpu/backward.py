@@ -186,38 +186,32 @@ def _retreat(
     _, _, _, _, _, rate, _ = weights_at(job)
     a = slot(job, at.WEIGHTS) + rate + FLOAT * e + stride * n
     d_rate = sums + rate + FLOAT * e + stride * n
-    four = n + 4 <= slot(job, at.STATES)
     b, c = rows + FLOAT * (b_column + n), rows + FLOAT * (c_column + n)
     d_row = VECTOR * columns
     db = row_sums + VECTOR * (start * columns + b_column + n)
     dc = row_sums + VECTOR * (start * columns + c_column + n)
-    if c_column < 0:
-        if four:
-            retreat_four(
-                steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, None, row, db, None,
-                d_row, saved,
-            )  # fmt: skip
-        else:
-            retreat_one(
-                steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, None, row, db, None,
-                d_row, saved,
-            )  # fmt: skip
-    elif b_column < 0:
-        if four:
-            retreat_four(
-                steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, None, c, row, None, dc,
-                d_row, saved,
-            )  # fmt: skip
-        else:
-            retreat_one(
-                steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, None, c, row, None, dc,
-                d_row, saved,
-            )  # fmt: skip
-    elif four:
-        retreat_four(
-            steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, c, row, db, dc, d_row, saved
-        )
-    else:
+    if n + 4 > slot(job, at.STATES):
+        one, unused = job + 8 * at.ONE, adjoint + 4 * VECTOR
+        b_row, c_row, db_row, dc_row = row, row, d_row, d_row
+        if b_column < 0:
+            b, b_row, db, db_row = one, 0, unused, 0
+        if c_column < 0:
+            c, c_row, dc, dc_row = one, 0, unused, 0
         retreat_one(
+            steps, dt, x, g, dx, ddt, a, adjoint, d_rate, b, b_row, c, c_row, db, db_row, dc, dc_row,
+            saved,
+        )  # fmt: skip
+    elif c_column < 0:
+        retreat_four(
+            steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, None, row, db, None, d_row,
+            saved,
+        )  # fmt: skip
+    elif b_column < 0:
+        retreat_four(
+            steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, None, c, row, None, dc, d_row,
+            saved,
+        )  # fmt: skip
+    else:
+        retreat_four(
             steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, c, row, db, dc, d_row, saved
         )

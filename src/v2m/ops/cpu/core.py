@@ -9,11 +9,9 @@ from ..core import Direction, PassWeights, Sweep, distinct_sweeps
 from . import layout as at
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
-from .jobs import LOG2_E, Job, pack, pad, padded_size, run, sweep_row, token_pitch, unpack
+from .jobs import GROUPS, LOG2_E, Job, grid, pack, pad, padded_size, run, sweep_row, token_pitch, unpack
 
 __all__ = ["core_backward", "core_forward"]
-
-GROUPS = 64  # of lines, at most: each sums the weights' gradients on its own
 
 
 def core_forward(
@@ -28,16 +26,7 @@ def core_forward(
     u, z = grid(u), grid(z)
     y1 = first_forward(u, z, first, distinct_sweeps(directions))
     y = second_forward(y1, z, second, directions)
-    return y[..., :channels].to(dtype), y1[..., :channels].to(dtype)
-
-
-def grid(tensor: Tensor) -> Tensor:
-    """(B, H, W, E) as the kernels want it: fp32 or bfloat16, whole vectors of channels, tokens evenly spaced."""
-    tensor = tensor.detach()
-    if tensor.dtype != torch.bfloat16:
-        tensor = tensor.float()
-    tensor = pad(tensor)
-    return tensor if token_pitch(tensor) else tensor.contiguous()
+    return y[..., :channels].to(dtype).contiguous(), y1[..., :channels].to(dtype).contiguous()
 
 
 def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
@@ -97,7 +86,7 @@ def first_forward(u: Tensor, z: Tensor, weights: PassWeights, sweeps: tuple[Swee
     rows = [sweep_row(u.shape, u, *sweep, OUT=out.data_ptr()) for sweep, out in zip(sweeps, y1)]
     lines = max(line_count(u.shape, sweep.axis) for sweep in sweeps)
     job.set(SWEEPS_PER_TASK=1, LINES=lines, OUT_BFLOAT16=u.dtype == torch.bfloat16)
-    job.set_scale(1.0)
+    job.set_float("SCALE", 1.0)
     run(forward_kernel, job, rows, lines * len(sweeps), _scratch(job))
     return y1
 
@@ -110,7 +99,7 @@ def second_forward(
     sources = dict(zip(distinct_sweeps(directions), y1))
     y = torch.empty(shape, dtype=torch.float32)
     job = pass_job(weights, y1[0], z, is_first=False)
-    job.set_scale(2 / len(directions))
+    job.set_float("SCALE", 2 / len(directions))
     groups: dict[tuple, list] = {}
     for index, direction in enumerate(directions):
         axis, mirror = direction.second.axis, direction.mirror
@@ -151,7 +140,7 @@ def core_backward(
     dy1 = torch.empty(y1.shape, dtype=torch.float32)
     d_second = second_backward(dy, y1, z, second, directions, dy1, dz)
     d_first = first_backward(dy1, u, z, first, distinct_sweeps(directions), du, dz)
-    du, dz = (gradient[..., :channels].to(dtype) for gradient in (du, dz))
+    du, dz = (gradient[..., :channels].to(dtype).contiguous() for gradient in (du, dz))
     return du, dz, d_first, d_second
 
 
@@ -164,7 +153,7 @@ def second_backward(dy, y1, z, weights, directions, dy1, dz) -> PassWeights:
     """Fills dy1 (F, B, H, W, E) and dz (B, H, W, E), both fp32; returns the parameters' gradients."""
     job = pass_job(weights, y1[0], z, is_first=False)
     job.set(D_Z=dz)
-    job.set_scale(2 / len(directions))
+    job.set_float("SCALE", 2 / len(directions))
     index = {sweep: f for f, sweep in enumerate(distinct_sweeps(directions))}
     rows, written = [], set()
     for direction in sorted(directions, key=lambda direction: direction.second.axis):
@@ -189,7 +178,7 @@ def first_backward(dy1, u, z, weights, sweeps, du, dz) -> PassWeights:
     """Fills du, adds to dz, both (B, H, W, E) in fp32; returns the parameters' gradients."""
     job = pass_job(weights, u, z, is_first=True)
     job.set(D_Z=dz)
-    job.set_scale(1.0)
+    job.set_float("SCALE", 1.0)
     rows = []
     for sweep, gradient in sorted(zip(sweeps, dy1), key=lambda pair: pair[0].axis):
         row = sweep_row(
@@ -211,10 +200,10 @@ def _run_backward(job: Job, weights: PassWeights, shape, rows: list) -> PassWeig
     for axis in sorted({axis for axis, _ in rows}):
         lines = line_count(shape, axis)
         groups = min(lines, GROUPS)
-        size = int(job.table[at.WEIGHT_SIZE])
+        size = job.get("WEIGHT_SIZE")
         gradients = torch.zeros(groups, size)
         job.set(LINES=lines, GROUPS=groups, GRADIENTS=gradients)
-        sizes = (int(job.table[i]) for i in (at.CHANNELS, at.COLUMNS, at.PADDED_COLUMNS))
+        sizes = (job.get(name) for name in ("CHANNELS", "COLUMNS", "PADDED_COLUMNS"))
         scratch = backward_scratch(shape[axis], *sizes)
         run(backward_kernel, job, [row for at_axis, row in rows if at_axis == axis], groups, scratch)
         sums.append(gradients.sum(0))
@@ -222,9 +211,8 @@ def _run_backward(job: Job, weights: PassWeights, shape, rows: list) -> PassWeig
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, decay, skip = parts
     A = -weights.A_log.detach().float().exp()
     like = (conv_weight.t(), conv_bias, x_proj, dt_proj.t(), dt_bias, decay.t() * A, skip)
-    return PassWeights(*(part.to(weight.dtype) for part, weight in zip(like, weights)))
+    return PassWeights(*(part.to(weight.dtype).contiguous() for part, weight in zip(like, weights)))
 
 
 def _scratch(job: Job) -> int:
-    table = job.table
-    return forward_scratch(*(int(table[i]) for i in (at.CHANNELS, at.STATES, at.PADDED_COLUMNS)))
+    return forward_scratch(*(job.get(name) for name in ("CHANNELS", "STATES", "PADDED_COLUMNS")))

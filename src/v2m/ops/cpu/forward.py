@@ -74,19 +74,19 @@ def _line(job, sweep, line, low, high, scratch):
     length, window, restart = slot(sweep, at.LENGTH), slot(sweep, at.WINDOW), first_restart(sweep)
     for start in range(0, length, CHUNK):
         steps = min(CHUNK, length - start)
-        convolve(job, sweep, token, step, start, steps, low, high, u, None)
+        convolve(job, sweep, token, step, start, steps, low, high, u, 0)
         if slot(job, at.WIDTH):
             project(job, u, steps, rows)
         else:
             rows = slot(job, at.ROWS) + FLOAT * columns * (token + step * start)
             row = FLOAT * columns * step
         for e in range(low, high, LANES):
-            time_steps(job, token, step, start, steps, e, u, rows, dt, x, None)
+            time_steps(job, token, step, start, steps, e, u, rows, dt, x, 0)
             zero(y, steps)
             n, h = 0, state + FLOAT * e * slot(job, at.STATES)
             while n < slot(job, at.STATES):
                 at_n = h + VECTOR * n
-                n += advance(job, n, steps, dt, x, y, e, at_n, rows, row, restart, window, None)
+                n += advance(job, n, steps, dt, x, y, e, at_n, rows, row, restart, window, 0)
             _finish(job, sweep, line, start, steps, e, u, y)
         restart = later_restart(restart, window, steps)
 
@@ -102,22 +102,21 @@ def advance(job, n, steps, dt, x, y, e, state, rows, row, restart, window, saved
     a = slot(job, at.WEIGHTS) + rate + FLOAT * e + stride * n
     b_column, c_column = slot(job, at.B_COLUMN), slot(job, at.C_COLUMN)
     b, c = rows + FLOAT * (b_column + n), rows + FLOAT * (c_column + n)
-    four = n + 4 <= states
+    if n + 4 > states:
+        one, b_row, c_row = job + 8 * at.ONE, row, row
+        if b_column < 0:
+            b, b_row = one, 0
+        if c_column < 0:
+            c, c_row = one, 0
+        advance_one(steps, dt, x, y, a, state, b, b_row, c, c_row, restart, window, saved)
+        return 1
     if c_column < 0:
-        if four:
-            advance_four(steps, dt, x, y, a, stride, state, b, None, row, restart, window, saved)
-        else:
-            advance_one(steps, dt, x, y, a, stride, state, b, None, row, restart, window, saved)
+        advance_four(steps, dt, x, y, a, stride, state, b, None, row, restart, window, saved)
     elif b_column < 0:
-        if four:
-            advance_four(steps, dt, x, y, a, stride, state, None, c, row, restart, window, saved)
-        else:
-            advance_one(steps, dt, x, y, a, stride, state, None, c, row, restart, window, saved)
-    elif four:
-        advance_four(steps, dt, x, y, a, stride, state, b, c, row, restart, window, saved)
+        advance_four(steps, dt, x, y, a, stride, state, None, c, row, restart, window, saved)
     else:
-        advance_one(steps, dt, x, y, a, stride, state, b, c, row, restart, window, saved)
-    return 4 if four else 1
+        advance_four(steps, dt, x, y, a, stride, state, b, c, row, restart, window, saved)
+    return 4
 
 
 @device

@@ -19,8 +19,10 @@ from .parallel import borrow, launch, thread_count
 from .vector import LANES
 
 __all__ = [
+    "GROUPS",
     "LOG2_E",
     "Job",
+    "grid",
     "pack",
     "pad",
     "padded_size",
@@ -30,6 +32,7 @@ __all__ = [
     "unpack",
 ]
 
+GROUPS = 64  # of lines, at most: each sums the weights' gradients on its own
 LOG2_E = math.log2(math.e)
 ALIGNMENT = 64  # bytes, of every worker's scratch
 
@@ -43,6 +46,15 @@ def pad(tensor: Tensor) -> Tensor:
     """The last dimension filled up with zeros to whole vectors."""
     extra = -tensor.shape[-1] % LANES
     return F.pad(tensor, (0, extra)) if extra else tensor
+
+
+def grid(tensor: Tensor) -> Tensor:
+    """(B, H, W, E) as the kernels want it: fp32 or bfloat16, whole vectors of channels, tokens evenly spaced."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.bfloat16:
+        tensor = tensor.float()
+    tensor = pad(tensor)
+    return tensor if token_pitch(tensor) else tensor.contiguous()
 
 
 def token_pitch(grid: Tensor) -> int:
@@ -77,6 +89,7 @@ class Job:
     def __init__(self, **slots):
         self.table = np.zeros(at.JOB_SLOTS, dtype=np.int64)
         self.kept: list = []
+        self.set_float("ONE", 1.0)
         self.set(**slots)
 
     def set(self, **slots) -> None:
@@ -87,9 +100,14 @@ class Job:
                 value = value.data_ptr()
             self.table[getattr(at, name)] = value
 
-    def set_scale(self, scale: float) -> None:
-        """The factor of the result."""
-        self.table[at.SCALE : at.SCALE + 1].view(np.float32)[0] = scale
+    def get(self, name: str) -> int:
+        """What a slot holds."""
+        return int(self.table[getattr(at, name)])
+
+    def set_float(self, name: str, number: float) -> None:
+        """Fill a slot that holds an fp32 number."""
+        slot = getattr(at, name)
+        self.table[slot : slot + 1].view(np.float32)[0] = number
 
 
 def run(kernel_of: Callable, job: Job, sweeps: list[np.ndarray], tasks: int, scratch: int) -> None:

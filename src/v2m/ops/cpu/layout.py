@@ -1,7 +1,7 @@
 """What Python hands to a kernel: a table of 64-bit integers, by slot, and one more table per sweep.
 
-Addresses are in bytes, sizes in elements. The kernels read slots with `load_int(job + 8 * SLOT)`; `SCALE` alone is
-an fp32 number in the lower half of its slot.
+Addresses are in bytes, sizes in elements. The kernels read slots with `load_int(job + 8 * SLOT)`; SCALE and ONE
+are fp32 numbers in the lower halves of their slots.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     SOFTPLUS,
     BFLOAT16,  # grids u, dt, z (and the result of a first pass) are bfloat16, else fp32
     OUT_BFLOAT16,
-    SCALE,
+    SCALE,  # factor of the result, fp32
+    ONE,  # the number 1, fp32
     WEIGHTS,  # packed as `weight_sizes` says
     X_PROJ,  # x_proj once more, (E, padded columns)
     WEIGHT_SIZE,  # elements of WEIGHTS
@@ -53,7 +54,7 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     ROWS,  # given B and C, (B, H, W, K), where WIDTH is 0
     D_ROWS,  # (SPLITS, B, H, W, K)
     JOB_SLOTS,
-) = range(37)
+) = range(38)
 
 # One sweep.
 (

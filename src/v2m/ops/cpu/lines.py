@@ -99,7 +99,7 @@ def weights_at(job):
 
 @device
 def convolve(job, sweep, token, step, start, steps, low, high, u, slope):
-    """u = silu(causal convolution of the source), (steps, E); with `slope` (or None), also silu's derivative.
+    """u = silu(causal convolution of the source), (steps, E); with `slope` (an address, or 0), also silu's derivative.
 
     Where there is no convolution, u is the source.
     """
@@ -124,7 +124,7 @@ def convolve(job, sweep, token, step, start, steps, low, high, u, slope):
                 )
             s = sigmoid(x)
             store(u + out, x * s)
-            if slope is not None:
+            if slope:
                 store(slope + out, s * fma(x, one - s, one))
 
 
@@ -167,10 +167,10 @@ def time_steps(job, token, step, start, steps, e, u, rows, dt, x, slope):
         for r in range(rank):
             low_rank = broadcast(rows + FLOAT * (t * padded + r))
             value = fma(low_rank, load(weight + dt_proj + FLOAT * r * channels), value)
-        if slope is not None:
+        if slope:
             store(slope + VECTOR * t, splat(float32(1)))
         if slot(job, at.SOFTPLUS):
-            if slope is not None:
+            if slope:
                 store(slope + VECTOR * t, sigmoid(value))
             value = softplus(value)
         store(dt + VECTOR * t, value)

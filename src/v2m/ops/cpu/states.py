@@ -44,7 +44,7 @@ def _at(address, offset):
 def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, window, saved):
     """y_t += sum over four states of c h_t. `stride`: bytes between two states' rates; `row`: between steps of b, c.
 
-    The state restarts before step `restart` and every `window` steps after. With `saved` (an address, or None) each
+    The state restarts before step `restart` and every `window` steps after. With `saved` (an address, or 0) each
     step's decays and states are written there, from slot 1; slot 0 keeps the state before the first.
     """
     a0, a1 = load(rate), load(rate + stride)
@@ -52,7 +52,7 @@ def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, windo
     h0, h1 = load(state), load(state + VECTOR)
     h2, h3 = load(state + 2 * VECTOR), load(state + 3 * VECTOR)
     zero = splat(ZERO)
-    if saved is not None:
+    if saved:
         store(saved + HALF, h0)
         store(saved + HALF + VECTOR, h1)
         store(saved + HALF + 2 * VECTOR, h2)
@@ -73,7 +73,7 @@ def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, windo
         total = _read(total, h2, _at(c, row * t + 8))
         total = _read(total, h3, _at(c, row * t + 12))
         store(y + VECTOR * t, total)
-        if saved is not None:
+        if saved:
             slot = saved + SLOT * (t + 1)
             store(slot, p0)
             store(slot + VECTOR, p1)
@@ -90,19 +90,21 @@ def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, windo
 
 
 @device
-def advance_one(steps, dt, x, y, rate, stride, state, b, c, row, restart, window, saved):
-    """`advance_four` for a single state."""
+def advance_one(
+    steps, dt, x, y, rate, state, b, b_row, c, c_row, restart, window, saved
+):
+    """`advance_four` for a single state, with numbers of B and C that are always there, if 0 bytes apart."""
     a, h, zero = load(rate), load(state), splat(ZERO)
-    if saved is not None:
+    if saved:
         store(saved + HALF, h)
     for t in range(steps):
         p = exp2(load(dt + VECTOR * t) * a)
         if t == restart:
             h = p = zero
             restart += window
-        h = _driven(p, h, load(x + VECTOR * t), _at(b, row * t))
-        store(y + VECTOR * t, _read(load(y + VECTOR * t), h, _at(c, row * t)))
-        if saved is not None:
+        h = fma(p, h, load(x + VECTOR * t) * broadcast(b + b_row * t))
+        store(y + VECTOR * t, fma(broadcast(c + c_row * t), h, load(y + VECTOR * t)))
+        if saved:
             store(saved + SLOT * (t + 1), p)
             store(saved + SLOT * (t + 1) + HALF, h)
     store(state, h)
@@ -136,8 +138,7 @@ def retreat_four(
     a2, a3 = load(rate + 2 * stride), load(rate + 3 * stride)
     g0, g1 = load(adjoint), load(adjoint + VECTOR)
     g2, g3 = load(adjoint + 2 * VECTOR), load(adjoint + 3 * VECTOR)
-    r0, r1 = load(d_rate), load(d_rate + stride)
-    r2, r3 = load(d_rate + 2 * stride), load(d_rate + 3 * stride)
+    r0 = r1 = r2 = r3 = splat(ZERO)
     for t in range(steps - 1, -1, -1):
         slot = saved + SLOT * (t + 1)
         before = saved + SLOT * t + HALF
@@ -169,28 +170,28 @@ def retreat_four(
     store(adjoint + VECTOR, g1)
     store(adjoint + 2 * VECTOR, g2)
     store(adjoint + 3 * VECTOR, g3)
-    store(d_rate, r0)
-    store(d_rate + stride, r1)
-    store(d_rate + 2 * stride, r2)
-    store(d_rate + 3 * stride, r3)
+    store(d_rate, load(d_rate) + r0)
+    store(d_rate + stride, load(d_rate + stride) + r1)
+    store(d_rate + 2 * stride, load(d_rate + 2 * stride) + r2)
+    store(d_rate + 3 * stride, load(d_rate + 3 * stride) + r3)
 
 
 @device
 def retreat_one(
-    steps, dt, x, g, dx, ddt, rate, stride, adjoint, d_rate, b, c, row, db, dc, d_row, saved
+    steps, dt, x, g, dx, ddt, rate, adjoint, d_rate, b, b_row, c, c_row, db, db_row, dc, dc_row, saved
 ):
-    """`retreat_four` for a single state."""
-    a, state, r = load(rate), load(adjoint), load(d_rate)
+    """`retreat_four` for a single state. Where B or C is the constant 1, its gradient goes where nobody looks."""
+    a, state, r = load(rate), load(adjoint), splat(ZERO)
     for t in range(steps - 1, -1, -1):
         slot = saved + SLOT * (t + 1)
         gradient = load(g + VECTOR * t)
-        _accumulate(_at(dc, d_row * t), gradient, load(slot + HALF))
-        state = _from_output(state, gradient, _at(c, row * t))
-        _accumulate(_at(db, d_row * t), state, load(x + VECTOR * t))
-        store(dx + VECTOR * t, _read(load(dx + VECTOR * t), state, _at(b, row * t)))
+        _accumulate(dc + dc_row * t, gradient, load(slot + HALF))
+        state = fma(broadcast(c + c_row * t), gradient, state)
+        _accumulate(db + db_row * t, state, load(x + VECTOR * t))
+        store(dx + VECTOR * t, fma(broadcast(b + b_row * t), state, load(dx + VECTOR * t)))
         state = state * load(slot)
         q = state * load(saved + SLOT * t + HALF)
         store(ddt + VECTOR * t, fma(q, a, load(ddt + VECTOR * t)))
         r = fma(q, load(dt + VECTOR * t), r)
     store(adjoint, state)
-    store(d_rate, r)
+    store(d_rate, load(d_rate) + r)

@@ -21,6 +21,7 @@ __all__ = [
     "LANES",
     "atomic_increment",
     "broadcast",
+    "exp",
     "exp2",
     "fma",
     "load",
@@ -52,6 +53,8 @@ EXP2 = (
     0.009671512991189957,
     0.001326472731307149,
 )
+LOG2_E = 1.4426950216293335  # in fp32
+LOG2_E_REST = 1.9259629911266175e-08
 ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
 
 
@@ -220,22 +223,47 @@ def maximum(typing_context, a, b):
     return vector(vector, vector), generate
 
 
+def _clamp(builder, x, low, high):
+    """`x` kept within bounds; a NaN stays one."""
+    for compare, bound in (("<", low), (">", high)):
+        beyond = builder.fcmp_ordered(compare, x, _constant(bound))
+        x = builder.select(beyond, _constant(bound), x)
+    return x
+
+
+def _power_of_two(builder, shifted, fraction):
+    """2^(whole + fraction), the whole part in the low bits of `shifted`."""
+    power = _constant(EXP2[-1])
+    for coefficient in EXP2[-2::-1]:
+        power = _fma(builder, power, fraction, _constant(coefficient))
+    whole = builder.shl(builder.bitcast(shifted, INTS), _int_constant(23))
+    return builder.bitcast(builder.add(builder.bitcast(power, INTS), whole), FLOATS)
+
+
 @intrinsic
 def exp2(typing_context, exponent):
-    """2^exponent to about one unit in the last place; below -126 it stays 2^-126, from 128 on it is infinite."""
+    """2^exponent; below -126 it stays 2^-126, from 128 on it is infinite."""
 
     def generate(context, builder, signature, arguments):
-        x = arguments[0]
-        for compare, bound in (("<", -126.0), (">", 128.0)):
-            beyond = builder.fcmp_ordered(compare, x, _constant(bound))
-            x = builder.select(beyond, _constant(bound), x)
+        x = _clamp(builder, arguments[0], -126.0, 128.0)
         shifted = builder.fadd(x, _constant(ROUND))
         fraction = builder.fsub(x, builder.fsub(shifted, _constant(ROUND)))
-        power = _constant(EXP2[-1])
-        for coefficient in EXP2[-2::-1]:
-            power = _fma(builder, power, fraction, _constant(coefficient))
-        whole = builder.shl(builder.bitcast(shifted, INTS), _int_constant(23))
-        return builder.bitcast(builder.add(builder.bitcast(power, INTS), whole), FLOATS)
+        return _power_of_two(builder, shifted, fraction)
+
+    return vector(vector), generate
+
+
+@intrinsic
+def exp(typing_context, exponent):
+    """e^exponent, also right to the last bits where the exponent is large; below -87.3 it stays 1.2e-38."""
+
+    def generate(context, builder, signature, arguments):
+        x = _clamp(builder, arguments[0], -87.33654, 88.72284)
+        shifted = _fma(builder, x, _constant(LOG2_E), _constant(ROUND))
+        whole = builder.fsub(shifted, _constant(ROUND))
+        fraction = _fma(builder, x, _constant(LOG2_E), builder.fneg(whole))
+        fraction = _fma(builder, x, _constant(LOG2_E_REST), fraction)
+        return _power_of_two(builder, shifted, fraction)
 
     return vector(vector), generate
 

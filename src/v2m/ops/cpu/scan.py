@@ -1,0 +1,144 @@
+"""The selective scan on the CPU, with dt, B and C given: one launch over all lines."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import layout as at
+from .backward import backward_kernel, backward_scratch
+from .forward import forward_kernel, forward_scratch
+from .jobs import GROUPS, LOG2_E, Job, grid, pack, pad, run, sweep_row, token_pitch, unpack
+from .vector import LANES
+
+__all__ = ["scan_backward", "scan_forward"]
+
+TASKS = 64  # where there are fewer lines, the channels are divided into about so many tasks
+
+
+def scan_forward(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    softplus: bool,
+    axis: int,
+    reverse: bool,
+    window: int | None,
+) -> Tensor:
+    """Arguments as in `v2m.ops.selective_scan`; returns (B, H, W, E) in the dtype of u."""
+    dtype, channels = u.dtype, u.shape[3]
+    u, dt, z = _grids(u, dt, z)
+    job, lines = _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis)
+    y = torch.empty(u.shape, dtype=u.dtype)
+    job.set(SWEEPS_PER_TASK=1, OUT_BFLOAT16=u.dtype == torch.bfloat16)
+    row = sweep_row(u.shape, u, axis, reverse, window, OUT=y.data_ptr())
+    scratch = forward_scratch(job.get("CHANNELS"), job.get("STATES"), 0)
+    run(forward_kernel, job, [row], lines * job.get("SPLITS"), scratch)
+    return y[..., :channels].to(dtype).contiguous()
+
+
+def scan_backward(
+    dy: Tensor,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    softplus: bool,
+    axis: int,
+    reverse: bool,
+    window: int | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, dt, A, B, C, D, z and dt_bias, in their dtypes; None for what is None."""
+    inputs = (u, dt, A, B, C, D, z, dt_bias)
+    u, dt, z = _grids(u, dt, z)
+    dy = pad(dy.detach().float()).contiguous()
+    job, lines = _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis)
+    splits, columns = job.get("SPLITS"), job.get("COLUMNS")
+    groups = min(lines, GROUPS)
+    du, ddt = torch.empty_like(dy), torch.empty_like(dy)
+    dz = None if z is None else torch.empty_like(dy)
+    d_rows = torch.empty(splits, *u.shape[:3], columns)
+    sums = torch.zeros(groups, job.get("WEIGHT_SIZE"))
+    job.set(GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_Z=0 if dz is None else dz)
+    row = sweep_row(
+        u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr()
+    )
+    scratch = backward_scratch(u.shape[axis], u.shape[3], columns, 0)
+    run(backward_kernel, job, [row], groups * splits, scratch)
+    d_bias, dA, dD = unpack(sums.sum(0)[u.shape[3] :], _parts(A, D, dt_bias)[1:])
+    dB, dC = _split_rows(d_rows.sum(0), B, C)
+    gradients = (du, ddt, dA.t(), dB, dC, dD, dz, d_bias)
+    return tuple(
+        None if value is None else gradient[..., : value.shape[-1]].to(value.dtype).contiguous()
+        for value, gradient in zip(inputs, gradients)
+    )
+
+
+def _grids(u: Tensor, dt: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All in one type, bfloat16 only if all are."""
+    grids = [None if tensor is None else grid(tensor) for tensor in (u, dt, z)]
+    if len({tensor.dtype for tensor in grids if tensor is not None}) > 1:
+        grids = [None if tensor is None else tensor.float() for tensor in grids]
+    u, dt, z = grids
+    return u, dt.contiguous(), z
+
+
+def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
+    """What is packed: the bias of a convolution that there is not, dt_bias, decay rates, D."""
+    nothing = torch.zeros(A.shape[0])
+    return [
+        nothing,
+        nothing if dt_bias is None else dt_bias,
+        (A.detach().float() * LOG2_E).t(),
+        nothing if D is None else D,
+    ]
+
+
+def _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis) -> tuple[Job, int]:
+    """What both kernels need, and the number of lines."""
+    batch, height, width, channels = u.shape
+    states = A.shape[1]
+    rows = [tensor.detach().float() for tensor in (B, C) if tensor is not None]
+    if not rows:
+        rows = [torch.ones(batch, height, width, states)]  # as C
+    rows = torch.cat(rows, dim=-1) if len(rows) > 1 else rows[0].contiguous()
+    c_given = C is not None or B is None
+    lines = batch * u.shape[3 - axis]
+    weights = pack(_parts(A, D, dt_bias))
+    job = Job(
+        SPLITS=min(channels // LANES, max(1, TASKS // max(lines, 1))),
+        IMAGES=batch,
+        LINES=lines,
+        IMAGE_TOKENS=height * width,
+        CHANNELS=channels,
+        STATES=states,
+        COLUMNS=rows.shape[-1],
+        B_COLUMN=-1 if B is None else 0,
+        C_COLUMN=-1 if not c_given else 0 if B is None else states,
+        SOFTPLUS=softplus,
+        BFLOAT16=u.dtype == torch.bfloat16,
+        WEIGHTS=weights,
+        WEIGHT_SIZE=weights.numel(),
+        Z=0 if z is None else z,
+        Z_PITCH=0 if z is None else token_pitch(z),
+        DT=dt,
+        ROWS=rows,
+    )
+    job.set_float("SCALE", 1.0)
+    return job, lines
+
+
+def _split_rows(rows: Tensor, B: Tensor | None, C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of B and of C out of those of the rows; whatever, where one is None."""
+    if B is None or C is None:
+        return rows, rows
+    return rows.split(B.shape[-1], dim=-1)
