@@ -101,7 +101,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _download(args: argparse.Namespace) -> int:
-    from v2m.data.download import SOURCES, download
+    from v2m.data.downloads import SOURCES, download
     from v2m.data.fashion_mnist import candidates
 
     console = Console()

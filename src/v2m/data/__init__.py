@@ -3,7 +3,7 @@
 from v2m.data.catalog import SPLITS, DatasetInfo, describe, load_dataset
 from v2m.data.config import SMALL_IMAGES, DataConfig
 from v2m.data.datasets import ArrayDataset, FileDataset, ImageDataset
-from v2m.data.download import download
+from v2m.data.downloads import download
 from v2m.data.images import IMAGE_SUFFIXES, BadImageError, load_image, to_channels
 from v2m.data.loaders import Loader, create_loader
 from v2m.data.patches import shuffle_patches

@@ -29,6 +29,7 @@ from v2m.errors import InputError
 __all__ = ["Loader", "create_loader"]
 
 MAX_REPLACEMENTS = 100
+_REMEDY = 'Remove it, or skip bad images: on_error="skip", in training `--set data.on_error=skip`.'
 
 
 class Loader:
@@ -75,11 +76,25 @@ class Loader:
         if self._arrays is not None:
             yield from self._iterate_arrays()
             return
+        try:
+            yield from self._iterate_workers()
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker processes at once; iterating again starts new ones."""
+        iterator = getattr(self._workers, "_iterator", None)  # DataLoader has no public way
+        if iterator is not None:
+            iterator._shutdown_workers()
+            self._workers._iterator = None
+
+    def _iterate_workers(self) -> Iterator[tuple[Tensor, Tensor]]:
         any_image = False
         for images, targets, failures in self._workers:
             for name, reason in failures:
                 if self.dataset.on_error == "raise":
-                    raise BadImageError(f"{reason} Remove it, or choose to skip bad images.")
+                    raise BadImageError(f"{reason} {_REMEDY}")
                 self.skipped[name] = reason
             if len(targets):
                 any_image = True
