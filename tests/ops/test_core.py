@@ -284,7 +284,8 @@ def test_output_and_every_gradient_by_name(backend, name, grid, dtype):
     yardstick = gradients("reference", dtype)
     results = gradients(backend, dtype)
     assert len(results) == 1 + 2 + 2 * 7
+    trifle = max(torch.finfo(dtype).eps / 4, 4 * torch.finfo(torch.float32).eps)
     for key, expected in truth.items():
         error = relative_error(results[key], expected)
-        allowed = 2 * relative_error(yardstick[key], expected) + torch.finfo(dtype).eps
+        allowed = 2 * relative_error(yardstick[key], expected) + trifle
         assert error <= allowed, (key, error, allowed)
