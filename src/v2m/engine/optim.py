@@ -4,6 +4,7 @@ weights, all from timm."""
 from __future__ import annotations
 
 import warnings
+from difflib import get_close_matches
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -64,10 +65,13 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """timm's optimiser of that name over the model's parameter groups. Raises InputError for an
     unknown name."""
-    if config.name not in list_optimizers():
+    known = list_optimizers()
+    if config.name not in known:
+        near = get_close_matches(config.name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(
-            f"optim.name = {config.name!r} is not an optimiser timm knows; "
-            f"choose one of {', '.join(list_optimizers(exclude_filters='bnb*'))}."
+            f"optim.name = {config.name!r} is not an optimiser timm knows{hint} "
+            f"(there are {', '.join(n for n in known if not n.startswith('bnb'))})."
         )
     arguments = {"betas": config.betas} if "adam" in config.name or "lamb" in config.name else {}
     try:
