@@ -21,8 +21,10 @@ COMMANDS = {
     "train": "train a model on a folder of images or a named data set",
     "evaluate": "measure a trained model on a data set",
     "predict": "classify images with a trained model",
+    "report": "write the report of a training run again",
     "models": "list the models: parameters, GFLOPs, input size",
     "data": "list the data sets, or fetch one",
+    "doctor": "show versions, devices and backends, and check them",
 }
 
 EPILOG = """\
