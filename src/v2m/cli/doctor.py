@@ -75,7 +75,7 @@ def _devices() -> list[str]:
 
 
 def _check(backend: str, device: str) -> tuple[str, bool]:
-    """What a small scan and its gradient differ by from the reference, and whether that is right."""
+    """How far a small scan and its gradients are off the reference, and whether that is right."""
     import torch
 
     from v2m.ops import selective_scan
