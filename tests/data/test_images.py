@@ -358,6 +358,32 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
             os.seteuid(0)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
+def test_mutated_files_are_read_or_refused(form: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    random = np.random.default_rng(0)
+    path = tmp_path / "image"
+    Image.fromarray(random.integers(0, 256, (24, 31, 3), np.uint8)).save(path, form)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(random.integers(1, 6)):  # the header, mostly
+            data[random.integers(len(data) if random.random() < 0.4 else 120)] = random.integers(
+                256
+            )
+        if random.random() < 0.2:
+            data = data[: random.integers(len(data))]
+        path.write_bytes(data)
+        try:
+            image = load_image(path)
+        except BadImageError:
+            refused += 1
+        else:
+            assert image.mode == "RGB"
+    assert refused > 5
+
+
 def test_there_are_enough_kinds() -> None:
     assert len(GOOD) + len(BAD) >= 40
 

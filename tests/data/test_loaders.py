@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from v2m.data import (
     SMALL_IMAGES,
@@ -116,6 +118,23 @@ def test_loading_does_not_touch_the_global_generators(arrays, kind: str) -> None
         first = batches(loader)
         assert draw() == expected
         assert same(first, batches(loader))  # and is not moved by them
+
+
+def test_workers_can_be_started_by_spawn(make_folder) -> None:
+    dataset = load_dataset(make_folder({"a": 6, "b": 6}))
+    loader = create_loader(
+        dataset, is_training=True, input_size=(3, 16, 16), batch_size=4, num_workers=0
+    )
+    workers = pickle.loads(pickle.dumps(loader._workers))
+    workers = DataLoader(
+        workers.dataset,
+        batch_sampler=workers.batch_sampler,
+        collate_fn=workers.collate_fn,
+        worker_init_fn=pickle.loads(pickle.dumps(loader._workers.worker_init_fn)),
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    assert same(batches(loader), [(images, targets) for images, targets, _ in workers])
 
 
 def test_training_shows_every_image_once_an_epoch_in_a_new_order() -> None:
@@ -376,13 +395,12 @@ def test_default_normalisation_is_the_data_sets() -> None:
         ({"mean": (0.1, 0.2)}, "one number for each of the 1 channels"),
         ({"std": (0.0,)}, "std above 0"),
         ({"rank": 2, "world_size": 2}, "rank must be from 0 to world_size - 1 = 1; got 2"),
-        ({"num_workers": -1, "config": DataConfig()}, "num_workers must be a whole number"),
+        ({"num_workers": -1}, "num_workers must be a whole number of at least 0; got -1"),
     ],
 )
 def test_sizes_that_do_not_fit(arrays, options: dict, message: str) -> None:
-    config = options.pop("config", SMALL_IMAGES)
     with pytest.raises(InputError, match=message):
-        create_loader(arrays, config, is_training=True, **{**GREY, **options})
+        create_loader(arrays, SMALL_IMAGES, is_training=True, **{**GREY, **options})
 
 
 def test_epochs_that_do_not_exist(arrays) -> None:

@@ -44,7 +44,8 @@ def load_image(path: str | os.PathLike, channels: int = 3) -> Image.Image:
             raise InputError("it is not a file.")
         with Image.open(path, formats=FORMATS) as image:
             image.load()
-            return to_channels(ImageOps.exif_transpose(image), channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_channels(image, channels)
     except Image.UnidentifiedImageError as error:
         kind = "is empty" if path.stat().st_size == 0 else "is not an image of a known format"
         raise BadImageError(f"{path} {kind} ({', '.join(FORMATS)}).") from error

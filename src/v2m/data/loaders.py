@@ -159,6 +159,7 @@ def create_loader(
         rank=rank,
         world_size=world_size,
     )
+    count = _worker_count(num_workers, world_size, order.batches)
     arrays = workers = None
     if can_batch(dataset, config, is_training, size):
         arrays = ArrayBatches(
@@ -167,7 +168,6 @@ def create_loader(
     else:
         build = training_transform if is_training else evaluation_transform
         samples = _Samples(dataset, build(config, size, mean, std), is_training, seed)
-        count = _worker_count(num_workers, world_size, order.batches)
         workers = DataLoader(
             samples,
             batch_sampler=order,
