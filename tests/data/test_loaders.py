@@ -23,7 +23,6 @@ from v2m.data import (
     create_loader,
     load_dataset,
 )
-from v2m.data.array_batches import ArrayBatches, can_batch
 from v2m.errors import InputError
 
 PLAIN = DataConfig(crop="center", horizontal_flip=0, random_erasing=0, color_jitter=0)
@@ -125,16 +124,28 @@ def test_workers_can_be_started_by_spawn(make_folder) -> None:
     loader = create_loader(
         dataset, is_training=True, input_size=(3, 16, 16), batch_size=4, num_workers=0
     )
-    workers = pickle.loads(pickle.dumps(loader._workers))
+    workers = pickle.loads(pickle.dumps(loader._source))
     workers = DataLoader(
         workers.dataset,
         batch_sampler=workers.batch_sampler,
         collate_fn=workers.collate_fn,
-        worker_init_fn=pickle.loads(pickle.dumps(loader._workers.worker_init_fn)),
+        worker_init_fn=pickle.loads(pickle.dumps(loader._source.worker_init_fn)),
         num_workers=1,
         multiprocessing_context="spawn",
     )
     assert same(batches(loader), [(images, targets) for images, targets, _ in workers])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_was_left_does_not_show_in_the_next(arrays, workers: int) -> None:
+    loader = create_loader(arrays, DataConfig(), is_training=True, num_workers=workers, **GREY)
+    whole = batches(loader, 1)
+    loader.set_epoch(0)
+    for _ in loader:
+        break
+    assert same(batches(loader, 1), whole)
+    loader.close()
+    assert same(batches(loader, 1), whole)
 
 
 def test_training_shows_every_image_once_an_epoch_in_a_new_order() -> None:
@@ -213,87 +224,6 @@ def test_repeats_are_augmented_each_in_its_own_way(arrays) -> None:
         images, targets = next(iter(loader))
         assert torch.equal(targets[0::2], targets[1::2])
         assert not torch.equal(images[0::2], images[1::2])
-
-
-def test_the_fast_path_evaluates_exactly_as_the_transforms_do(arrays) -> None:
-    fast = create_loader(arrays, PLAIN, is_training=False, **GREY)
-    slow = create_loader(arrays, PLAIN, is_training=False, num_workers=0, **GREY)
-    assert fast._arrays is not None
-    config = replace(PLAIN, color_jitter=1e-9)
-    assert not can_batch(arrays, config, True, (1, 28, 28))
-    from v2m.data.transforms import evaluation_transform
-
-    transform = evaluation_transform(PLAIN, (1, 28, 28), arrays.mean, arrays.std)
-    expected = torch.stack([transform(arrays[i][0]) for i in range(len(arrays))])
-    assert torch.equal(torch.cat([images for images, _ in fast]), expected)
-    assert torch.equal(torch.cat([images for images, _ in slow]), expected)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_fast_path_crops_flips_and_normalises_as_defined(channels: int) -> None:
-    shape = (200, 5, 7) if channels == 1 else (200, 5, 7, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    dataset = ArrayDataset(
-        name="odd",
-        images=pixels,
-        targets=[0] * 200,
-        classes=["x"],
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-    )
-    config = replace(SMALL_IMAGES, crop_padding=2, vertical_flip=0.5, random_erasing=0)
-    load = ArrayBatches(
-        dataset, config, is_training=True, mean=dataset.mean, std=dataset.std, seed=0
-    )
-    images, _ = load(0, np.arange(200), np.zeros(200, dtype=int))
-    padded = np.pad(pixels.reshape(200, 5, 7, channels), ((0, 0), (2, 2), (2, 2), (0, 0)))
-    padded = ((torch.from_numpy(padded).permute(0, 3, 1, 2) / 255) - 0.5) / 0.25
-    used = Counter()
-    for image, source in zip(images, padded):
-        crops = {
-            (top, left, up, side): torch.equal(
-                image, _flip(source[:, top : top + 5, left : left + 7], up, side)
-            )
-            for top in range(5)
-            for left in range(5)
-            for up in (False, True)
-            for side in (False, True)
-        }
-        assert any(crops.values())
-        used.update(key for key, equal in crops.items() if equal)
-    for position, choices in enumerate((5, 5, 2, 2)):  # every choice happens
-        assert len({key[position] for key in used}) == choices
-
-
-def _flip(image: Tensor, up: bool, side: bool) -> Tensor:
-    image = image.flip(1) if up else image
-    return image.flip(2) if side else image
-
-
-@pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
-def test_the_fast_path_erases_one_rectangle_of_timms_size(mode: str) -> None:
-    dataset = replace(numbered(250), images=np.full((250, 28, 20), 255, np.uint8))
-    config = replace(PLAIN, random_erasing=0.25, erasing_mode=mode)
-    load = ArrayBatches(dataset, config, is_training=True, mean=(0.0,), std=(1.0,), seed=0)
-    images, _ = load(0, np.arange(250), np.zeros(250, dtype=int))
-    shares = []
-    for image in images[:, 0]:
-        erased = image != 1
-        if not erased.any():
-            continue
-        rows, columns = torch.nonzero(erased, as_tuple=True)
-        box = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        assert (box != 1).float().mean() > 0.98
-        assert len(box.unique()) == 1 if mode != "pixel" else len(box.unique()) > 4
-        assert mode != "const" or (box == 0).all()
-        shares.append(box.numel() / image.numel())
-    assert 35 < len(shares) < 90  # a quarter of 250
-    assert 0.01 < min(shares) < 0.06
-    assert 0.28 < max(shares) < 0.36
-    if mode == "pixel":
-        noise = images[images != 1]
-        assert abs(noise.mean()) < 0.1
-        assert abs(noise.std() - 1) < 0.1
 
 
 def damaged(make_folder, on_error: str, split: str = "train"):

@@ -51,18 +51,16 @@ class Loader:
         self,
         dataset: ImageDataset,
         order: BatchOrder,
-        *,
         input_size: tuple[int, int, int],
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        arrays: ArrayBatches | None = None,
-        workers: DataLoader | None = None,
-        pin_memory: bool = False,
+        source: ArrayBatches | DataLoader,
+        pin_memory: bool,
     ) -> None:
         self.dataset, self.order = dataset, order
         self.input_size, self.mean, self.std = input_size, mean, std
         self.batch_size, self.skipped = order.batch_size, {}
-        self._arrays, self._workers, self._pin_memory = arrays, workers, pin_memory
+        self._source, self._pin_memory = source, pin_memory
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -73,7 +71,7 @@ class Loader:
         self.order.set_epoch(epoch, first_batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._arrays is not None:
+        if isinstance(self._source, ArrayBatches):
             yield from self._iterate_arrays()
             return
         try:
@@ -84,14 +82,14 @@ class Loader:
 
     def close(self) -> None:
         """End the worker processes at once; iterating again starts new ones."""
-        iterator = getattr(self._workers, "_iterator", None)  # DataLoader has no public way
+        iterator = getattr(self._source, "_iterator", None)  # DataLoader has no public way
         if iterator is not None:
             iterator._shutdown_workers()
-            self._workers._iterator = None
+            self._source._iterator = None
 
     def _iterate_workers(self) -> Iterator[tuple[Tensor, Tensor]]:
         any_image = False
-        for images, targets, failures in self._workers:
+        for images, targets, failures in self._source:
             for name, reason in failures:
                 if self.dataset.on_error == "raise":
                     raise BadImageError(f"{reason} {_REMEDY}")
@@ -107,7 +105,7 @@ class Loader:
     def _iterate_arrays(self) -> Iterator[tuple[Tensor, Tensor]]:
         for keys in self.order:
             _, indices, draws = np.asarray(keys, dtype=np.int64).T
-            batch = self._arrays(keys[0].epoch, indices, draws)
+            batch = self._source(keys[0].epoch, indices, draws)
             yield tuple(t.pin_memory() for t in batch) if self._pin_memory else batch
 
 
@@ -126,8 +124,9 @@ def create_loader(
     world_size: int = 1,
     pin_memory: bool | None = None,
 ) -> Loader:
-    """A loader of `dataset`: for training shuffled, augmented, whole batches only; else in order,
-    all.
+    """A loader of `dataset`.
+
+    For training it is shuffled, augmented and has whole batches only; else it is all, in order.
 
     Args:
         config: transforms; the default is `DataConfig()`.
@@ -149,7 +148,6 @@ def create_loader(
     config = config or DataConfig()
     mean, std = _statistics(dataset, input_size, mean, std)
     size = check_input_size(input_size, mean, std)
-    pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
     order = BatchOrder(
         len(dataset),
         batch_size,
@@ -160,33 +158,30 @@ def create_loader(
         world_size=world_size,
     )
     count = _worker_count(num_workers, world_size, order.batches)
-    arrays = workers = None
+    pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
     if can_batch(dataset, config, is_training, size):
-        arrays = ArrayBatches(
+        source = ArrayBatches(
             dataset, config, is_training=is_training, mean=mean, std=std, seed=seed
         )
     else:
         build = training_transform if is_training else evaluation_transform
         samples = _Samples(dataset, build(config, size, mean, std), is_training, seed)
-        workers = DataLoader(
-            samples,
-            batch_sampler=order,
-            num_workers=count,
-            persistent_workers=count > 0,
-            pin_memory=pin_memory,
-            collate_fn=_Collate(size),
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # else it draws from the global one, which is the model's
-        )
-    return Loader(
-        dataset,
-        order,
-        input_size=size,
-        mean=mean,
-        std=std,
-        arrays=arrays,
-        workers=workers,
+        source = _open_workers(samples, order, size, count, pin_memory)
+    return Loader(dataset, order, size, mean, std, source, pin_memory)
+
+
+def _open_workers(
+    samples: _Samples, order: BatchOrder, size: tuple[int, int, int], count: int, pin_memory: bool
+) -> DataLoader:
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=count,
+        persistent_workers=count > 0,
         pin_memory=pin_memory,
+        collate_fn=_Collate(size),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else it draws from the global one, which is the model's
     )
 
 
