@@ -145,9 +145,12 @@ def _explain(
 def _compare(row: dict[str, np.ndarray], grid: tuple[int, int]) -> str:
     """The quarter that loses most when the scan is switched, in words."""
     corners, release = (quarter_means(row[scan], grid) for scan in SCANS)
-    lost = {name: corners[name] / release[name] for name in corners if release[name] > 0}
-    most = max(lost, key=lost.get)
+    kept = {name: release[name] / corners[name] for name in corners if corners[name] > 0}
+    most = min(kept, key=kept.get)
+    if kept[most] == 0:
+        return f"At initialisation that makes the middle deaf to the {most} quarter of the image."
+    fainter = 1 / kept[most]
     return (
         f"At initialisation that costs the {most} quarter most: under “release” the middle hears "
-        f"it {lost[most]:.{0 if lost[most] >= 10 else 1}f} times more faintly than under “corners”."
+        f"it {fainter:.{0 if fainter >= 10 else 1}f} times more faintly than under “corners”."
     )

@@ -198,7 +198,8 @@ def themed_svg(figure: Figure, name: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    for clutter in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r' id="[\w.]+_\d+"'):
+    unused_ids = r' id="(?:image\w+|[\w.]+_\d+)"'
+    for clutter in (r"<metadata>.*?</metadata>", r"<style.*?</style>", unused_ids):
         svg = re.sub(clutter, "", svg, flags=re.DOTALL)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     for drawn, shown in COLORS.values():

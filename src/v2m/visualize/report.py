@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 import v2m
 from v2m.data.datasets import ImageDataset
+from v2m.errors import InputError
 from v2m.models.table import count_multiply_adds
 from v2m.predict import Predictor
 
@@ -59,8 +60,11 @@ def write_report(
         The file written.
 
     Raises:
-        InputError: There is no trained model in the folder, or one of its files is damaged.
+        InputError: There is no trained model in the folder, one of its files is damaged, or the
+            report cannot be written.
     """
+    if field_images is not None and field_images < 1:
+        raise InputError(f"`field_images` must be at least 1; got {field_images}.")
     run = read_run(run_directory, dataset=dataset)
     predictor = Predictor.load(run.directory, device=device)
     shown = {
@@ -85,7 +89,11 @@ def write_report(
         date=datetime.datetime.now().strftime("%d %B %Y, %H:%M"),
     )
     path = Path(output) if output is not None else run.directory / "report.html"
-    path.write_text(page, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the report to {path}: {error.strerror}.") from error
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -50,8 +51,11 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """Class names; "class 7" for a model without names."""
-        names = self.model.get("label_names") or (self.dataset.classes if self.dataset else None)
-        return list(names or (f"class {index}" for index in range(self.model["num_classes"])))
+        count = self.model["num_classes"]
+        for names in (self.model.get("label_names"), self.dataset and self.dataset.classes):
+            if names and len(names) == count:
+                return list(names)
+        return [f"class {index}" for index in range(count)]
 
 
 def read_run(directory: str | Path, *, dataset: ImageDataset | None = None) -> Run:
@@ -125,7 +129,7 @@ def _predictions(run: Run, path: Path) -> Results | None:
                 probabilities=np.asarray(arrays["probabilities"], dtype=np.float64),
                 targets=np.asarray(arrays["targets"], dtype=np.int64),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read: {error}. Evaluate the model again.") from error
     count = len(results.targets)
     if run.dataset is not None and run.dataset.targets[:count] == results.targets.tolist():
