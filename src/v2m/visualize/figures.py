@@ -143,6 +143,7 @@ def draw_receptive_fields(
             line[0].set_ylabel(name, color=INK)
         bar = figure.colorbar(image, ax=panels, fraction=0.045, pad=0.02, aspect=32)
         bar.outline.set_visible(False)
+        bar.minorticks_off()
         bar.set_label("gradient, relative to the largest")
     return figure
 
