@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -98,8 +98,8 @@ def save_model(
     text = json.dumps(config, indent=2) + "\n"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
-    _atomically(directory / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
-    _atomically(directory / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    _write(directory / WEIGHTS, save(state, metadata=metadata))
+    _write(directory / CONFIG, text.encode())
     return directory
 
 
@@ -280,11 +280,14 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("_orig_mod."): value for name, value in model.state_dict().items()}
 
 
-def _atomically(path: Path, write) -> None:
+def _write(path: Path, data: bytes) -> None:
     """Write beside the file, then move into place: a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
