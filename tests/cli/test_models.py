@@ -21,7 +21,7 @@ def test_table_names_every_model(capsys, monkeypatch):
     assert "224 x 224 x 3" in tiny
 
 
-@pytest.mark.parametrize("pattern", ["tiny", "v2m_tiny*"])
+@pytest.mark.parametrize("pattern", ["V2M_tiny", "v2m_tiny*"])
 def test_json_of_a_filter(pattern, capsys):
     assert main(["models", pattern, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -56,7 +56,7 @@ def _matching(names: Sequence[str], pattern: str | None) -> list[str]:
     if pattern is None:
         return list(names)
     wildcard = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    found = fnmatch.filter(names, wildcard)
+    found = fnmatch.filter(names, wildcard.lower())
     if not found:
         raise InputError(f"no model matches {pattern!r}; there are {', '.join(names)}.")
     return found
