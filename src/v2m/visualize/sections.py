@@ -111,11 +111,12 @@ def _speed(run: Run) -> str:
     last = run.epochs[-1]
     if last.get("validation_top1") is not None:
         words += f"; {_percent(last['validation_top1'])} of the validation images at the end"
-    mixed = any(run.settings.get(f"augment.{name}") for name in ("mixup", "cutmix"))
-    if mixed:
-        words += ". Training images are mixed with each other, so the training curves are no "
-        words += "measure of how well they are learnt"
-    return words + "."
+    mixed = any(run.settings.get(f"mix.{name}") for name in ("mixup", "cutmix"))
+    images = "mixed with each other and augmented" if mixed else "augmented"
+    return (
+        f"{words}. The training curves are taken while the weights change and on {images} images, "
+        "so they may lie below those of the validation images, which are shown as they are."
+    )
 
 
 def _duration(seconds: float) -> str:
