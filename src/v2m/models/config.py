@@ -83,12 +83,12 @@ def check_fraction(name: str, value) -> None:
 
 def as_pair(name: str, value) -> tuple[int, int]:
     """(height, width) from one number or a pair."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
         raise InputError(f"`{name}` must be one number or (height, width); got {value!r}.")
     for side in pair:
         check_whole(name, side, least=1)
-    return pair
+    return tuple(pair)
 
 
 def check_flag(name: str, value) -> None:

@@ -98,7 +98,7 @@ class Hierarchical(Backbone):
             )
             for i, (depth, dim) in enumerate(zip(depths, dims))
         )
-        self.classifier = nn.ModuleDict({"norm": nn.LayerNorm(dims[-1], eps=config.norm_eps)})
+        self.classifier = nn.ModuleDict({"norm": ResidualNorm(dims[-1], eps=config.norm_eps)})
         self.classifier["head"] = self._linear_head(config.num_classes)
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"layers.{i}.blocks"}
@@ -131,7 +131,8 @@ class Hierarchical(Backbone):
 
     def _step(self, i: int, x: Tensor) -> Tensor:
         if i > 0:
-            x = self.layers[i - 1].downsample(x)
+            downsample = self.layers[i - 1].downsample
+            x = downsample(x.to(downsample[1].weight.dtype)).to(x.dtype)
         for block in self.layers[i].blocks:
             x = self._run(block, x)
         return x
@@ -174,21 +175,27 @@ class Stage(nn.Module):
         self.downsample = nn.Identity() if downsample is None else downsample
 
 
+class ResidualNorm(nn.LayerNorm):
+    """A layer norm of a residual, which stays in float32 beside weights of a lower type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class HierarchicalBlock(nn.Module):
     """x + drop_path(op(norm(x))), then x + drop_path(mlp(norm2(x))), (B, H, W, D)."""
 
     def __init__(self, dim: int, mixer: nn.Module, hidden: int, drop_path: float, eps: float):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = ResidualNorm(dim, eps=eps)
         self.op = mixer
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = ResidualNorm(dim, eps=eps)
         self.mlp = Mlp(dim, hidden)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = self.norm.weight.dtype  # the residual stays in float32 beside lower weights
-        x = x + self.drop_path(self.op(self.norm(x.to(dtype))))
-        return x + self.drop_path(self.mlp(self.norm2(x.to(dtype))))
+        x = x + self.drop_path(self.op(self.norm(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class VMamba(Hierarchical):

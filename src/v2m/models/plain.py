@@ -181,7 +181,7 @@ class Plain(Backbone):
     def _position(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """The position embedding of the grid, (1, H W + prefix_tokens, D)."""
         position = self.pos_embed.to(torch.promote_types(self.pos_embed.dtype, torch.float32))
-        return self.resample_position(position, grid, self.patch_embed.grid_size).to(dtype)
+        return self.resample_position(position, grid, self.config.grid_size).to(dtype)
 
     def resample_position(
         self, position: Tensor, grid: tuple[int, int], old: tuple[int, int]
