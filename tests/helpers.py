@@ -122,32 +122,32 @@ def fill_deterministically(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             random = np.random.Generator(np.random.Philox([seed, zlib.crc32(name.encode())]))
-            values = random.standard_normal(tuple(parameter.shape), dtype=np.float32)
+            values = random.random(tuple(parameter.shape), dtype=np.float32)
+            values = (values - np.float32(0.5)) * np.float32(12**0.5)  # mean 0, variance 1
             leaf = name.split(".")[-1]
-            if leaf in ("A_log", "A_2_log"):
-                values = np.log(np.arange(1, values.shape[1] + 1)) + 0.1 * values
-            elif "dt_proj" in name and leaf == "bias":
+            if leaf in ("A_log", "A_2_log", "A_b_log", "A_logs"):
+                values = np.log(np.arange(1, values.shape[-1] + 1)) + 0.1 * values
+            elif leaf == "dt_projs_bias" or ("dt_proj" in name and leaf == "bias"):
                 values = 0.5 * values - 4.0
-            elif leaf in ("D", "D_2") or "norm" in name:
+            elif leaf in ("D", "D_2", "D_b", "Ds") or ("norm" in name and leaf == "weight"):
                 values = 1.0 + 0.1 * values
-            elif leaf == "bias" or leaf == "pos_embed":
+            elif leaf in ("bias", "pos_embed", "cls_token"):
                 values = 0.1 * values
             else:
-                values = values / np.sqrt(values[0].size)
+                values /= np.float32(np.prod(values.shape[1:]) ** 0.5)
             parameter.copy_(torch.from_numpy(np.asarray(values)).to(parameter.dtype))
     return model
 
 
 def small(name: str, **keywords) -> nn.Module:
-    """A registered model cut down to 2 layers of 32 on a 4 x 4 grid, or 4 stages of a block."""
+    """A registered model cut down to 2 layers of 32 on a 4 x 4 grid, or to four thin stages."""
     return v2m.create_model(name, **{**small_size(name), **keywords})
 
 
 def small_size(name: str) -> dict:
-    if "hier" in name or "vmamba" in name:
-        return {"dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "img_size": 64}
-    patch = 4 if "patch4" in name else 16
-    return {"embed_dim": 32, "depth": 2, "img_size": 4 * patch}
+    if "patch" not in name:
+        return {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "img_size": 32}
+    return {"embed_dim": 32, "depth": 2, "img_size": 16 if "patch4" in name else 64}
 
 
 def images_for(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
