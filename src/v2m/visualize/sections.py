@@ -115,7 +115,7 @@ def _speed(run: Run) -> str:
     images = "mixed with each other and augmented" if mixed else "augmented"
     return (
         f"{words}. The training curves are taken while the weights change and on {images} images, "
-        "so they may lie below those of the validation images, which are shown as they are."
+        "so they may look worse than those of the validation images, which are taken as they are."
     )
 
 
