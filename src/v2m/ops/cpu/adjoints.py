@@ -29,7 +29,7 @@ def _add_product(address, a, b):
 
 @device
 def gate_gradients(job, sweep, line, e, g, z_slope):
-    """g, the gradient before the gate, and what to multiply that value with to have the gradient of z."""
+    """g, the gradient before the gate, and the factor from the value there to the gradient of z."""
     channels, bfloat16 = slot(job, at.CHANNELS), slot(job, at.BFLOAT16)
     token, step = locate(job, sweep, line, False)
     out_token, out_step = locate(job, sweep, line, True)
@@ -50,7 +50,7 @@ def gate_gradients(job, sweep, line, e, g, z_slope):
 def time_step_gradients(
     job, sweep, line, e, u, du, rows, dt, dt_slope, g, z_slope, y, dx, ddt, row_sums, sums
 ):
-    """From the recurrence's gradients to those of z, u, D, dt and dt_proj, for one vector of channels."""
+    """From the recurrence's gradients to those of z, u, D, dt and dt_proj; for one vector."""
     channels, columns = slot(job, at.CHANNELS), slot(job, at.COLUMNS)
     rank, padded = slot(job, at.RANK), slot(job, at.PADDED_COLUMNS)
     token, step = locate(job, sweep, line, False)
@@ -88,21 +88,16 @@ def time_step_gradients(
 
 @device
 def project_back(job, length, u, du, d_rows, sums):
-    """du += d_rows @ x_proj, and the gradient of x_proj."""
+    """du += d_rows @ x_proj, and the gradient of x_proj; works on whole groups of tokens."""
     channels, columns = slot(job, at.CHANNELS), slot(job, at.COLUMNS)
     _, _, x_proj, _, _, _, _ = weights_at(job)
     row, d_row = FLOAT * channels, FLOAT * columns
     for e in range(0, channels, LANES):
         weight = slot(job, at.WEIGHTS) + x_proj + FLOAT * e
-        d_weight = sums + x_proj + FLOAT * e
         for t in range(0, length, TOKENS_AT_ONCE):
             out, numbers = du + row * t + FLOAT * e, d_rows + d_row * t
-            g0, g1, g2, g3 = (
-                load(out),
-                load(out + row),
-                load(out + 2 * row),
-                load(out + 3 * row),
-            )
+            g0, g1 = load(out), load(out + row)
+            g2, g3 = load(out + 2 * row), load(out + 3 * row)
             for k in range(columns):
                 w = load(weight + row * k)
                 g0 = fma(broadcast(numbers + FLOAT * k), w, g0)
@@ -113,33 +108,41 @@ def project_back(job, length, u, du, d_rows, sums):
             store(out + row, g1)
             store(out + 2 * row, g2)
             store(out + 3 * row, g3)
-        k = 0
-        while k + 4 <= columns:
-            out = d_weight + row * k
-            r0 = r1 = r2 = r3 = splat(ZERO)
-            for t in range(length):
-                value, numbers = load(u + row * t + FLOAT * e), d_rows + d_row * t + FLOAT * k
-                r0 = fma(broadcast(numbers), value, r0)
-                r1 = fma(broadcast(numbers + FLOAT), value, r1)
-                r2 = fma(broadcast(numbers + 2 * FLOAT), value, r2)
-                r3 = fma(broadcast(numbers + 3 * FLOAT), value, r3)
-            _add(out, r0)
-            _add(out + row, r1)
-            _add(out + 2 * row, r2)
-            _add(out + 3 * row, r3)
-            k += 4
-        while k < columns:
-            r = splat(ZERO)
-            for t in range(length):
-                number = broadcast(d_rows + d_row * t + FLOAT * k)
-                r = fma(number, load(u + row * t + FLOAT * e), r)
-            _add(d_weight + row * k, r)
-            k += 1
+        _project_back_weight(length, columns, u + FLOAT * e, row, d_rows, sums + x_proj + FLOAT * e)
+
+
+@device
+def _project_back_weight(length, columns, u, row, d_rows, d_weight):
+    """d_weight += d_rows.T @ u, for one vector of channels."""
+    d_row, k = FLOAT * columns, 0
+    while k + 4 <= columns:
+        out = d_weight + row * k
+        r0 = r1 = r2 = r3 = splat(ZERO)
+        for t in range(length):
+            value, numbers = load(u + row * t), d_rows + d_row * t + FLOAT * k
+            r0 = fma(broadcast(numbers), value, r0)
+            r1 = fma(broadcast(numbers + FLOAT), value, r1)
+            r2 = fma(broadcast(numbers + 2 * FLOAT), value, r2)
+            r3 = fma(broadcast(numbers + 3 * FLOAT), value, r3)
+        _add(out, r0)
+        _add(out + row, r1)
+        _add(out + 2 * row, r2)
+        _add(out + 3 * row, r3)
+        k += 4
+    while k < columns:
+        r = splat(ZERO)
+        for t in range(length):
+            r = fma(broadcast(d_rows + d_row * t + FLOAT * k), load(u + row * t), r)
+        _add(d_weight + row * k, r)
+        k += 1
 
 
 @device
 def deconvolve(job, sweep, token, step, slope, du, sums):
-    """Through silu and the convolution: the gradients of the source, of the taps and of the bias."""
+    """Through silu and the convolution:
+
+    The gradients of the source, of the taps and of the bias.
+    """
     channels, width = slot(job, at.CHANNELS), slot(job, at.WIDTH)
     source, pitch = slot(sweep, at.SOURCE), slot(sweep, at.SOURCE_PITCH)
     bfloat16, length = slot(job, at.BFLOAT16), slot(sweep, at.LENGTH)

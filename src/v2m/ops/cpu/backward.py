@@ -1,7 +1,8 @@
 """The backward kernel: recomputes a line's pass, then runs it in reverse.
 
-A task is a group of lines. Each group sums the weights' gradients in memory of its own, and the groups depend on the
-shapes alone, so the gradients are bit-equal from run to run, whatever the number of threads.
+A task is a group of lines. Each group sums the weights' gradients in memory of its own, and the
+groups depend on the shapes alone, so the gradients are bit-equal from run to run, whatever the
+number of threads.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def backward_scratch(length: int, channels: int, columns: int, padded_columns: i
 
 
 def backward_kernel(fingerprint):
-    """The kernel, to be compiled; `fingerprint` of the sources becomes part of its key in numba's cache."""
+    """The kernel, to be compiled;
+
+    `fingerprint` of the sources becomes part of its key in numba's cache.
+    """
 
     def kernel(job):
         fingerprint  # noqa: B018
@@ -136,8 +140,8 @@ def _channels(job, sweep, line, e, u, du, rows, row, row_sums, sums, vectors):
 def _states(job, sweep, n, e, dt, x, g, y, dx, ddt, rows, row, row_sums, sums, saved):
     """Up to four states, forward over all chunks of the line and back. Returns how many states.
 
-    Only the state at the start of each chunk is kept on the way forward; on the way back every chunk but the last is
-    run once more to have its states.
+    Only the state at the start of each chunk is kept on the way forward; on the way back every
+    chunk but the last is run once more to have its states.
     """
     length, window = slot(sweep, at.LENGTH), slot(sweep, at.WINDOW)
     state = saved + VECTOR * 8 * (SAVED_CHUNK + 1)
@@ -177,9 +181,7 @@ def _copy(source, target):
 
 
 @device
-def _retreat(
-    job, n, steps, start, dt, x, g, dx, ddt, e, adjoint, rows, row, row_sums, sums, saved
-):
+def _retreat(job, n, steps, start, dt, x, g, dx, ddt, e, adjoint, rows, row, row_sums, sums, saved):
     """The adjoint of `advance`."""
     stride, columns = FLOAT * slot(job, at.CHANNELS), slot(job, at.COLUMNS)
     b_column, c_column = slot(job, at.B_COLUMN), slot(job, at.C_COLUMN)
@@ -198,8 +200,8 @@ def _retreat(
         if c_column < 0:
             c, c_row, dc, dc_row = one, 0, unused, 0
         retreat_one(
-            steps, dt, x, g, dx, ddt, a, adjoint, d_rate, b, b_row, c, c_row, db, db_row, dc, dc_row,
-            saved,
+            steps, dt, x, g, dx, ddt, a, adjoint, d_rate, b, b_row, c, c_row, db, db_row, dc,
+            dc_row, saved,
         )  # fmt: skip
     elif c_column < 0:
         retreat_four(

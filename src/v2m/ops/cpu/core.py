@@ -9,7 +9,19 @@ from ..core import Direction, PassWeights, Sweep, distinct_sweeps
 from . import layout as at
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
-from .jobs import GROUPS, LOG2_E, Job, grid, pack, pad, padded_size, run, sweep_row, token_pitch, unpack
+from .jobs import (
+    GROUPS,
+    LOG2_E,
+    Job,
+    grid,
+    pack,
+    pad,
+    padded_size,
+    run,
+    sweep_row,
+    token_pitch,
+    unpack,
+)
 
 __all__ = ["core_backward", "core_forward"]
 
@@ -21,7 +33,10 @@ def core_forward(
     second: PassWeights,
     directions: tuple[Direction, ...],
 ) -> tuple[Tensor, Tensor]:
-    """y (B, H, W, E), and y1 (F, B, H, W, E): the gated results of the F distinct first sweeps, for the backward."""
+    """y (B, H, W, E), and y1 (F, B, H, W, E):
+
+    The gated results of the F distinct first sweeps, for the backward.
+    """
     dtype, channels = u.dtype, u.shape[3]
     u, z = grid(u), grid(z)
     y1 = first_forward(u, z, first, distinct_sweeps(directions))
@@ -30,7 +45,10 @@ def core_forward(
 
 
 def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
-    """What every launch of a pass has in common. u: (B, H, W, E), only its shape and dtype are used."""
+    """What every launch of a pass has in common.
+
+    U: (B, H, W, E), only its shape and dtype are used.
+    """
     batch, height, width, channels = u.shape
     taps = weights.conv_weight.shape[1]
     rank, states = weights.dt_proj.shape[1], weights.A_log.shape[1]
@@ -62,7 +80,10 @@ def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
 
 
 def packed_parts(weights: PassWeights) -> list[Tensor]:
-    """The parameters as the kernels read them: channels last, A_log as decay rates of powers of two."""
+    """The parameters as the kernels read them:
+
+    Channels last, A_log as decay rates of powers of two.
+    """
     return [
         weights.conv_weight.t(),
         weights.conv_bias,
@@ -132,7 +153,7 @@ def core_backward(
     second: PassWeights,
     directions: tuple[Direction, ...],
 ) -> tuple[Tensor, Tensor, PassWeights, PassWeights]:
-    """Gradients of u and z, (B, H, W, E) in their dtype, and of the parameters of both passes, in theirs."""
+    """Gradients of u and z, (B, H, W, E), and of the parameters of both passes, in their dtypes."""
     dtype, channels = u.dtype, u.shape[3]
     u, z, dy = grid(u), grid(z), pad(dy.detach().float()).contiguous()
     y1 = torch.stack([grid(part) for part in y1]) if needs_conversion(y1, u) else y1.detach()
@@ -150,7 +171,10 @@ def needs_conversion(y1: Tensor, u: Tensor) -> bool:
 
 
 def second_backward(dy, y1, z, weights, directions, dy1, dz) -> PassWeights:
-    """Fills dy1 (F, B, H, W, E) and dz (B, H, W, E), both fp32; returns the parameters' gradients."""
+    """Fills dy1 (F, B, H, W, E) and dz (B, H, W, E), both fp32;
+
+    Returns the parameters' gradients.
+    """
     job = pass_job(weights, y1[0], z, is_first=False)
     job.set(D_Z=dz)
     job.set_float("SCALE", 2 / len(directions))
@@ -205,7 +229,8 @@ def _run_backward(job: Job, weights: PassWeights, shape, rows: list) -> PassWeig
         job.set(LINES=lines, GROUPS=groups, GRADIENTS=gradients)
         sizes = (job.get(name) for name in ("CHANNELS", "COLUMNS", "PADDED_COLUMNS"))
         scratch = backward_scratch(shape[axis], *sizes)
-        run(backward_kernel, job, [row for at_axis, row in rows if at_axis == axis], groups, scratch)
+        sweeps = [row for row_axis, row in rows if row_axis == axis]
+        run(backward_kernel, job, sweeps, groups, scratch)
         sums.append(gradients.sum(0))
     parts = unpack(sum(sums[1:], sums[0]), packed_parts(weights))
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, decay, skip = parts

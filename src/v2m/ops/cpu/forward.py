@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import layout as at
-from .functions import ZERO, device, load_token, sigmoid, store_token
+from .functions import device, load_token, sigmoid, store_token
 from .layout import CHUNK, FLOAT, VECTOR
 from .lines import (
     channel_range,
@@ -19,7 +19,7 @@ from .lines import (
     zero,
 )
 from .states import advance_four, advance_one
-from .vector import LANES, atomic_increment, fma, load, splat, store
+from .vector import LANES, atomic_increment, fma, load, splat
 
 __all__ = ["advance", "forward_kernel", "forward_scratch"]
 
@@ -30,7 +30,10 @@ def forward_scratch(channels: int, states: int, padded_columns: int) -> int:
 
 
 def forward_kernel(fingerprint):
-    """The kernel, to be compiled; `fingerprint` of the sources becomes part of its key in numba's cache."""
+    """The kernel, to be compiled;
+
+    `fingerprint` of the sources becomes part of its key in numba's cache.
+    """
 
     def kernel(job):
         fingerprint  # noqa: B018
@@ -93,7 +96,8 @@ def _line(job, sweep, line, low, high, scratch):
 
 @device
 def advance(job, n, steps, dt, x, y, e, state, rows, row, restart, window, saved):
-    """States n to n + 3, or n alone if fewer are left, of one vector of channels: y += sum of C h, as in `states`.
+    """States n to n + 3, or n alone if fewer are left, of one vector of channels: y += sum of C h,
+    as in `states`.
 
     Returns how many states these were.
     """

@@ -18,9 +18,7 @@ from .vector import (
 
 __all__ = ["device", "load_token", "sigmoid", "softplus", "store_token"]
 
-device = njit(
-    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+device = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 ONE, TWO, ZERO = float32(1), float32(2), float32(0)
 # 2 atanh(s) / s in s^2 on [0, 1/9]; relative error 4.5e-9

@@ -49,7 +49,10 @@ def pad(tensor: Tensor) -> Tensor:
 
 
 def grid(tensor: Tensor) -> Tensor:
-    """(B, H, W, E) as the kernels want it: fp32 or bfloat16, whole vectors of channels, tokens evenly spaced."""
+    """(B, H, W, E) as the kernels want it:
+
+    Fp32 or bfloat16, whole vectors of channels, tokens evenly spaced.
+    """
     tensor = tensor.detach()
     if tensor.dtype != torch.bfloat16:
         tensor = tensor.float()
@@ -58,7 +61,7 @@ def grid(tensor: Tensor) -> Tensor:
 
 
 def token_pitch(grid: Tensor) -> int:
-    """Elements from a token to the next in memory, or 0 where tokens don't follow each other evenly."""
+    """Elements from a token to the next in memory, or 0 where tokens are not evenly spaced."""
     _, height, width, channels = grid.shape
     pitch = grid.stride(2) if width > 1 else grid.stride(1) if height > 1 else grid.stride(0)
     pitch = max(pitch, channels)
@@ -84,7 +87,10 @@ def sweep_row(shape, source: Tensor, axis: int, reverse: bool, window: int | Non
 
 
 class Job:
-    """A kernel's arguments. `slots` by the names in `layout`; tensors go in as addresses and are kept alive."""
+    """A kernel's arguments.
+
+    `slots` by the names in `layout`; tensors go in as addresses and are kept alive.
+    """
 
     def __init__(self, **slots):
         self.table = np.zeros(at.JOB_SLOTS, dtype=np.int64)
@@ -146,7 +152,10 @@ def _compiled(kernel_of: Callable):
 
 @cache
 def _fingerprint() -> str:
-    """A digest of this folder's sources: numba's own check covers only the file that a kernel stands in."""
+    """A digest of this folder's sources:
+
+    Numba's own check covers only the file that a kernel stands in.
+    """
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -1,7 +1,7 @@
 """What Python hands to a kernel: a table of 64-bit integers, by slot, and one more table per sweep.
 
-Addresses are in bytes, sizes in elements. The kernels read slots with `load_int(job + 8 * SLOT)`; SCALE and ONE
-are fp32 numbers in the lower halves of their slots.
+Addresses are in bytes, sizes in elements. The kernels read slots with `load_int(job + 8 * SLOT)`;
+SCALE and ONE are fp32 numbers in the lower halves of their slots.
 """
 
 from __future__ import annotations

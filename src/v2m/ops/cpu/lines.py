@@ -1,4 +1,7 @@
-"""The parts of a kernel that make a line ready for the recurrence: where it lies, convolution, projections, dt."""
+"""The parts of a kernel that make a line ready for the recurrence:
+
+Where it lies, convolution, projections, dt.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def locate(job, sweep, line, mirrored):
 
 @device
 def first_restart(sweep):
-    """The first step, after step 0, before which the state restarts: windows lie on the grid, not on the scan."""
+    """The first step, after step 0, before which the state restarts:
+
+    Windows lie on the grid, not on the scan.
+    """
     length, window = slot(sweep, at.LENGTH), slot(sweep, at.WINDOW)
     if slot(sweep, at.REVERSE) and length % window:
         return length % window
@@ -86,7 +92,7 @@ def later_restart(restart, window, steps):
 
 @device
 def weights_at(job):
-    """Addresses of the packed conv_weight, conv_bias, x_proj, dt_proj, dt_bias, decay rates and D."""
+    """Offsets of the packed conv_weight, conv_bias, x_proj, dt_proj, dt_bias, decay rates and D."""
     channels, width = FLOAT * slot(job, at.CHANNELS), slot(job, at.WIDTH)
     columns = slot(job, at.COLUMNS) if width else 0
     conv_bias = width * channels
@@ -99,7 +105,7 @@ def weights_at(job):
 
 @device
 def convolve(job, sweep, token, step, start, steps, low, high, u, slope):
-    """u = silu(causal convolution of the source), (steps, E); with `slope` (an address, or 0), also silu's derivative.
+    """u = silu(causal convolution of the source), (steps, E); to `slope`, unless 0, silu's slope.
 
     Where there is no convolution, u is the source.
     """
@@ -119,9 +125,7 @@ def convolve(job, sweep, token, step, start, steps, low, high, u, slope):
             x = load(taps + FLOAT * width * channels)
             for tap in range(max(0, width - 1 - start - t), width):
                 index = (token + step * (start + t - width + 1 + tap)) * pitch + e
-                x = fma(
-                    load_token(source, index, bfloat16), load(taps + FLOAT * tap * channels), x
-                )
+                x = fma(load_token(source, index, bfloat16), load(taps + FLOAT * tap * channels), x)
             s = sigmoid(x)
             store(u + out, x * s)
             if slope:
@@ -130,7 +134,10 @@ def convolve(job, sweep, token, step, start, steps, low, high, u, slope):
 
 @device
 def project(job, u, steps, rows):
-    """rows = u @ x_proj.T, (steps, padded columns); works on whole groups of tokens, so past `steps` too."""
+    """rows = u @ x_proj.T, (steps, padded columns);
+
+    Works on whole groups of tokens, so past `steps` too.
+    """
     channels, padded = slot(job, at.CHANNELS), slot(job, at.PADDED_COLUMNS)
     row = FLOAT * channels
     for t in range(0, steps, TOKENS_AT_ONCE):
@@ -154,7 +161,10 @@ def project(job, u, steps, rows):
 
 @device
 def time_steps(job, token, step, start, steps, e, u, rows, dt, x, slope):
-    """dt, and x = dt * u, of one vector of channels, (steps, LANES); with `slope` also the derivative of softplus."""
+    """dt, and x = dt * u, of one vector of channels, (steps, LANES);
+
+    With `slope` also the derivative of softplus.
+    """
     channels, rank = slot(job, at.CHANNELS), slot(job, at.RANK)
     padded, given = slot(job, at.PADDED_COLUMNS), slot(job, at.DT)
     _, _, _, dt_proj, dt_bias, _, _ = weights_at(job)

@@ -1,9 +1,10 @@
 """Run a compiled kernel on as many threads as torch may use.
 
-On Linux the threads are torch's own: the kernel is handed to the OpenMP runtime that torch has loaded, so that no
-second set of threads competes with the one that spins between two of torch's operators, and a launch costs
-microseconds. Elsewhere a pool of Python threads runs it, without the interpreter's lock. Kernels take their tasks from
-a counter that they share; no result depends on the number of threads or on who did what.
+On Linux the threads are torch's own: the kernel is handed to the OpenMP runtime that torch has
+loaded, so that no second set of threads competes with the one that spins between two of torch's
+operators, and a launch costs microseconds. Elsewhere a pool of Python threads runs it, without the
+interpreter's lock. Kernels take their tasks from a counter that they share; no result depends on
+the number of threads or on who did what.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _pool_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A forked child has none of its parent's threads, and the OpenMP runtime does not know that."""
+    """A forked child has none of its parent's threads; its OpenMP runtime does not know that."""
     global _forked, _pool, _pool_lock
     _forked, _pool, _pool_lock = True, None, threading.Lock()
 
@@ -61,12 +62,18 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def thread_count(tasks: int) -> int:
-    """Threads for so many tasks: torch's setting; one in a forked child, as a data loader's worker is."""
+    """Threads for so many tasks:
+
+    Torch's setting; one in a forked child, as a data loader's worker is.
+    """
     return 1 if _forked else max(1, min(torch.get_num_threads(), tasks))
 
 
 def launch(kernel, job: int, threads: int) -> None:
-    """Run `kernel(job)` on each of `threads` threads and wait for all. `kernel` is a numba `CFunc`."""
+    """Run `kernel(job)` on each of `threads` threads and wait for all.
+
+    `kernel` is a numba `CFunc`.
+    """
     openmp = _openmp()
     if threads > 1 and openmp is not None:
         openmp(kernel.address, job, threads, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import layout as at
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
 from .jobs import GROUPS, LOG2_E, Job, grid, pack, pad, run, sweep_row, token_pitch, unpack
@@ -69,9 +68,7 @@ def scan_backward(
     d_rows = torch.empty(splits, *u.shape[:3], columns)
     sums = torch.zeros(groups, job.get("WEIGHT_SIZE"))
     job.set(GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_Z=0 if dz is None else dz)
-    row = sweep_row(
-        u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr()
-    )
+    row = sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr())
     scratch = backward_scratch(u.shape[axis], u.shape[3], columns, 0)
     run(backward_kernel, job, [row], groups * splits, scratch)
     d_bias, dA, dD = unpack(sums.sum(0)[u.shape[3] :], _parts(A, D, dt_bias)[1:])

@@ -1,8 +1,10 @@
-"""The recurrence of one vector of channels along a line: the inner loops, four states (or one) at a time.
+"""The recurrence of one vector of channels along a line: the inner loops, four states (or one) at
+a time.
 
-The state and its decay stay in registers from the first step to the last; per step they load dt, dt * u and the sum
-so far, and per state one number of B or C. `b` and `c` are addresses of the first step's numbers, or None for the
-constant 1, which numba compiles into code of its own. `state` and `adjoint` are the addresses of one vector a state.
+The state and its decay stay in registers from the first step to the last; per step they load dt,
+dt * u and the sum so far, and per state one number of B or C. `b` and `c` are addresses of the
+first step's numbers, or None for the constant 1, which numba compiles into code of its own.
+`state` and `adjoint` are the addresses of one vector a state.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ def _at(address, offset):
 
 @device
 def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, window, saved):
-    """y_t += sum over four states of c h_t. `stride`: bytes between two states' rates; `row`: between steps of b, c.
+    """y_t += sum over four states of c h_t.
 
-    The state restarts before step `restart` and every `window` steps after. With `saved` (an address, or 0) each
-    step's decays and states are written there, from slot 1; slot 0 keeps the state before the first.
+    `stride`: bytes between two states' rates; `row`: between steps of b, c.
+    The state restarts before step `restart` and every `window` steps after. With `saved` (an
+    address, or 0) each step's decays and states are written there, from slot 1; slot 0 keeps the
+    state before the first.
     """
     a0, a1 = load(rate), load(rate + stride)
     a2, a3 = load(rate + 2 * stride), load(rate + 3 * stride)
@@ -90,10 +94,8 @@ def advance_four(steps, dt, x, y, rate, stride, state, b, c, row, restart, windo
 
 
 @device
-def advance_one(
-    steps, dt, x, y, rate, state, b, b_row, c, c_row, restart, window, saved
-):
-    """`advance_four` for a single state, with numbers of B and C that are always there, if 0 bytes apart."""
+def advance_one(steps, dt, x, y, rate, state, b, b_row, c, c_row, restart, window, saved):
+    """`advance_four` for a single state; B and C are always there, their steps perhaps 0 apart."""
     a, h, zero = load(rate), load(state), splat(ZERO)
     if saved:
         store(saved + HALF, h)
@@ -131,8 +133,8 @@ def retreat_four(
 ):
     """The adjoint of `advance_four`, from the last step to the first, out of what it saved.
 
-    `g` is the gradient of y. Adds to `dx` and to `ddt` (the latter through the decays alone), to `d_rate`, and, lane by
-    lane, to `db` and `dc`, whose steps lie `d_row` bytes apart.
+    `g` is the gradient of y. Adds to `dx` and to `ddt` (the latter through the decays alone), to
+    `d_rate`, and, lane by lane, to `db` and `dc`, whose steps lie `d_row` bytes apart.
     """
     a0, a1 = load(rate), load(rate + stride)
     a2, a3 = load(rate + 2 * stride), load(rate + 3 * stride)
@@ -178,9 +180,29 @@ def retreat_four(
 
 @device
 def retreat_one(
-    steps, dt, x, g, dx, ddt, rate, adjoint, d_rate, b, b_row, c, c_row, db, db_row, dc, dc_row, saved
+    steps,
+    dt,
+    x,
+    g,
+    dx,
+    ddt,
+    rate,
+    adjoint,
+    d_rate,
+    b,
+    b_row,
+    c,
+    c_row,
+    db,
+    db_row,
+    dc,
+    dc_row,
+    saved,
 ):
-    """`retreat_four` for a single state. Where B or C is the constant 1, its gradient goes where nobody looks."""
+    """`retreat_four` for a single state.
+
+    Where B or C is the constant 1, its gradient goes where nobody looks.
+    """
     a, state, r = load(rate), load(adjoint), splat(ZERO)
     for t in range(steps - 1, -1, -1):
         slot = saved + SLOT * (t + 1)

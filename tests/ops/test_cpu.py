@@ -1,0 +1,244 @@
+"""What the CPU kernels could get wrong and the tests of every backend would not show.
+
+Lines longer than the pieces they are worked off in, windows across the borders of these, channels
+and states that fill no vector, memory full of rubbish, grids too large for 32-bit offsets.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import relative_error
+from v2m.ops.core import Direction, PassWeights, Sweep, mixer_core
+
+pytest.importorskip("numba")
+from v2m.ops.cpu import core_backward, core_forward, scan_backward, scan_forward
+from v2m.ops.cpu.backward import SAVED_CHUNK
+from v2m.ops.cpu.jobs import token_pitch
+from v2m.ops.cpu.layout import CHUNK
+
+NAMES = ("u", "z", *(f"{p}.{n}" for p in ("first", "second") for n in PassWeights._fields))
+
+
+def corners(first_window: int = 0, second_window: int = 0) -> tuple[Direction, ...]:
+    return tuple(
+        Direction(Sweep(2, left, first_window), Sweep(1, up, second_window))
+        for left in (False, True)
+        for up in (False, True)
+    )
+
+
+RELEASE = (
+    Direction(Sweep(2), Sweep(1)),
+    Direction(Sweep(1), Sweep(2)),
+    Direction(Sweep(2, True), Sweep(1), (1,)),
+    Direction(Sweep(1, True), Sweep(2), (2,)),
+)
+
+
+def make_weights(inner: int, states: int, rank: int, width: int) -> PassWeights:
+    """Decays from one that forgets at once to one that remembers a hundred steps."""
+    rates = torch.linspace(-3, 2, states).expand(inner, states)
+    return PassWeights(
+        torch.randn(inner, width) / width**0.5,
+        0.3 * torch.randn(inner),
+        torch.randn(rank + states, inner) / inner**0.5,
+        torch.randn(inner, rank) / rank**0.5,
+        torch.randn(inner) - 2,
+        rates + 0.1 * torch.randn(inner, states),
+        torch.randn(inner),
+    )
+
+
+def make_case(batch, height, width, inner, states=4, rank=2, taps=4):
+    grids = [torch.randn(batch, height, width, inner) for _ in range(3)]
+    return (
+        *grids,
+        make_weights(inner, states, rank, taps),
+        make_weights(inner, states, rank, taps),
+    )
+
+
+def by_autograd(backend, dtype, u, z, dy, first, second, directions):
+    """Output and gradients of one backend, by name."""
+    leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (u, z, *first, *second)]
+    passes = PassWeights(*leaves[2:9]), PassWeights(*leaves[9:])
+    y = mixer_core(leaves[0], leaves[1], *passes, directions, backend=backend)
+    gradients = torch.autograd.grad(y, leaves, dy.to(dtype))
+    return {"y": y.detach(), **dict(zip(NAMES, gradients))}
+
+
+def by_kernels(u, z, dy, first, second, directions):
+    """The same from the four functions of the backend."""
+    y, y1 = core_forward(u, z, first, second, directions)
+    du, dz, d_first, d_second = core_backward(dy, u, z, y1, first, second, directions)
+    return {"y": y, **dict(zip(NAMES, (du, dz, *d_first, *d_second)))}
+
+
+def assert_right(u, z, dy, first, second, directions):
+    truth = by_autograd("reference", torch.float64, u, z, dy, first, second, directions)
+    yardstick = by_autograd("reference", torch.float32, u, z, dy, first, second, directions)
+    results = by_kernels(u, z, dy, first, second, directions)
+    assert results.keys() == truth.keys()
+    for name, expected in truth.items():
+        error = relative_error(results[name], expected)
+        # A parameter's gradient is a sum over the grid, whose terms may cancel.
+        trifle = 1e-6 if name in ("y", "u", "z") else 4e-6
+        allowed = 2 * relative_error(yardstick[name], expected) + trifle
+        assert error <= allowed, (name, error, allowed)
+
+
+@pytest.mark.parametrize(
+    ("first_window", "second_window"), [(0, 0), (1, 1), (30, 7), (SAVED_CHUNK, CHUNK), (999, 2)]
+)
+def test_lines_and_windows_across_the_pieces_of_a_line(first_window, second_window):
+    case = make_case(1, CHUNK + 3, 2 * SAVED_CHUNK + 5, 3)
+    assert_right(*case, corners(first_window, second_window))
+
+
+@pytest.mark.parametrize("directions", [corners(), corners(3, 2), RELEASE])
+@pytest.mark.parametrize("inner", [1, 15, 16, 40])
+def test_any_number_of_channels(directions, inner):
+    assert_right(*make_case(2, 5, 7, inner), directions)
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 4, 5, 7, 8, 16, 30, 64])
+def test_any_number_of_states(states):
+    assert_right(*make_case(1, 3, 5, 20, states=states, rank=3), corners())
+
+
+@pytest.mark.parametrize(("rank", "taps"), [(1, 1), (2, 2), (5, 3), (17, 6)])
+def test_any_rank_and_width_of_convolution(rank, taps):
+    assert_right(*make_case(1, 4, 4, 20, rank=rank, taps=taps), RELEASE)
+
+
+def test_halves_of_a_tensor_are_read_in_place():
+    u, z, *rest = make_case(2, 3, 4, 32)
+    both = torch.cat([u, z], -1)
+    halves = both.split(32, -1)
+    assert [token_pitch(half) for half in halves] == [64, 64]
+    expected, results = by_kernels(u, z, *rest, corners()), by_kernels(*halves, *rest, corners())
+    for name, value in expected.items():
+        assert torch.equal(results[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_results_are_new_contiguous_tensors_of_the_arguments_types(dtype):
+    u, z, dy, first, second = make_case(2, 3, 4, 20)
+    u, z, dy = u.to(dtype), z.to(dtype), dy.to(dtype)
+    results = by_kernels(u, z, dy, first, second, corners())
+    for name, like in zip(("y", *NAMES), (u, u, z, *first, *second)):
+        result = results[name]
+        assert result.shape == like.shape, name
+        assert result.dtype == like.dtype, name
+        assert result.is_contiguous(), name
+        assert torch.isfinite(result).all(), name
+
+
+def test_memory_is_written_before_it_is_read():
+    """Fresh memory is filled with NaN; the kernels' own scratch as well, by a call before."""
+    case = make_case(2, 5, 7, 20)
+    expected = by_kernels(*case, corners(3, 2))
+    nan = torch.full_like(case[0], float("nan"))
+    by_kernels(nan, nan, nan, *case[3:], corners())
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(3).isnan().all()
+        results = by_kernels(*case, corners(3, 2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in expected.items():
+        assert torch.equal(results[name], value), name
+
+
+@pytest.mark.parametrize("name", ["u", "z", "dy"])
+def test_a_bad_image_leaves_the_others_bit_equal(name):
+    u, z, dy, first, second = make_case(3, 4, 5, 16)
+    expected = by_kernels(u, z, dy, first, second, corners())
+    bad = {"u": u.clone(), "z": z.clone(), "dy": dy.clone()}
+    bad[name][1, 2, 3] = float("nan")
+    results = by_kernels(**bad, first=first, second=second, directions=corners())
+    assert results["u"][1].isnan().any()
+    for key in ("y", "u", "z"):
+        for image in (0, 2):
+            assert torch.equal(results[key][image], expected[key][image]), key
+
+
+def test_an_empty_batch():
+    results = by_kernels(*make_case(0, 3, 4, 16), corners())
+    assert results["y"].shape == (0, 3, 4, 16)
+    assert not any(results[name].any() for name in NAMES)
+    y = scan_forward(
+        torch.empty(0, 2, 3, 8), torch.empty(0, 2, 3, 8), -torch.ones(8, 4), None, None, None, None,
+        None, True, 2, False, None,
+    )  # fmt: skip
+    assert y.shape == (0, 2, 3, 8)
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+def test_extreme_step_sizes_stay_finite_and_right(softplus):
+    """From steps that change nothing to steps that forget everything; no overflow on the way."""
+    dt = torch.tensor([-200.0, -80.0, -20.0, -1.0, 0.0, 1.0, 20.0, 80.0, 1e4, 1e30])
+    dt = (
+        (dt if softplus else dt.abs()).repeat(2).view(1, 1, 20, 1).expand(1, 1, 20, 16).contiguous()
+    )
+    u = torch.randn(1, 1, 20, 16) * 1e-6
+    A = -torch.logspace(-3, 3, 5).expand(16, 5)
+    arguments = (u, dt, A, None, None, None, None, None, softplus, 2, False, None)
+    from v2m.ops import reference
+
+    wide = [x.double() if isinstance(x, torch.Tensor) else x for x in arguments]
+    expected = reference.selective_scan(*wide)
+    y = scan_forward(*arguments)
+    assert torch.isfinite(y).all()
+    torch.testing.assert_close(y.double(), expected, rtol=2e-6, atol=1e-20)
+    gradients = scan_backward(torch.ones_like(y), *arguments)
+    assert all(torch.isfinite(g).all() for g in gradients if g is not None)
+
+
+def test_offsets_beyond_two_to_the_31():
+    """Tokens a million elements apart: most of the memory is never touched, hence never there."""
+    pitch, tokens = 1 << 20, 2300
+    memory = torch.empty(pitch * tokens, dtype=torch.bfloat16)
+    u = memory.as_strided((1, 2, tokens // 2, 16), (pitch * tokens, pitch * tokens // 2, pitch, 1))
+    assert token_pitch(u) == pitch
+    assert (tokens - 1) * pitch > 2**31
+    u.copy_(torch.randn(u.shape))
+    near = u.clone()
+    dt = torch.rand(u.shape).bfloat16()
+    rest = (-torch.ones(16, 2), None, None, None)
+    far_y = scan_forward(u, dt, *rest, u, None, True, 1, True, None)
+    near_y = scan_forward(near, dt, *rest, near, None, True, 1, True, None)
+    assert torch.equal(far_y, near_y)
+    assert far_y.float().std() > 0.1
+
+
+def test_functions_are_right_to_the_last_bits():
+    from numba import njit
+
+    from v2m.ops.cpu import functions, vector
+
+    x = np.r_[np.linspace(-60, 60, 100001), np.linspace(-1, 1, 9999), -(10.0 ** np.arange(-30, 2))]
+    x = np.resize(x, -(-x.size // vector.LANES) * vector.LANES).astype(np.float32)
+    exact = x.astype(np.float64)
+    lanes, names = vector.LANES, {"exp2": vector.exp2, "exp": vector.exp}
+    names.update(sigmoid=functions.sigmoid, softplus=functions.softplus)
+    expected = {
+        "exp2": np.exp2(exact),
+        "exp": np.exp(exact),
+        "sigmoid": 1 / (1 + np.exp(-exact)),
+        "softplus": np.logaddexp(0, exact),
+    }
+    for name, function in names.items():
+
+        @njit
+        def apply(source, target, count, function=None, run=function):
+            for i in range(0, count, lanes):
+                vector.store(target + 4 * i, run(vector.load(source + 4 * i)))
+
+        result = np.empty_like(x)
+        apply(x.ctypes.data, result.ctypes.data, x.size)
+        error = np.abs(result - expected[name]) / expected[name]
+        assert error.max() < 3e-7, (name, error.max(), x[error.argmax()])
+        assert np.sqrt((error**2).mean()) < 1e-7, name
