@@ -71,7 +71,13 @@ def test_overrides_convert_by_type(override: str, value: Any) -> None:
 
 
 def test_overrides_reach_into_objects_and_later_ones_win() -> None:
-    overrides = ["anything.depth=2", "anything.scan=release", "anything.flag=True", "whole=4", "whole=5"]
+    overrides = [
+        "anything.depth=2",
+        "anything.scan=release",
+        "anything.flag=True",
+        "whole=4",
+        "whole=5",
+    ]
     section = apply_overrides(Config(), [f"section.{o}" for o in overrides]).section
     assert section.anything == {"depth": 2, "scan": "release", "flag": True}
     assert section.whole == 5
@@ -84,7 +90,10 @@ def test_overrides_reach_into_objects_and_later_ones_win() -> None:
         ("section.whole=3.5", "section.whole = '3.5': expected a whole number"),
         ("section.whole=ten", "section.whole = 'ten': expected a whole number"),
         ("section.whole=0", "section.whole = 0 is out of range: expected at least 1 and at most 9"),
-        ("section.number=0", "section.number = 0.0 is out of range: expected more than 0 and less than 1"),
+        (
+            "section.number=0",
+            "section.number = 0.0 is out of range: expected more than 0 and less than 1",
+        ),
         ("section.number=nan", "section.number = 'nan': expected a number"),
         ("section.number=inf", "section.number = 'inf': expected a number"),
         ("section.flag=maybe", "section.flag = 'maybe': expected true or false"),
@@ -118,7 +127,10 @@ def test_errors_name_key_value_and_expectation(override: str, message: str) -> N
         ({"section": {"whole": True}}, "section.whole = True: expected a whole number"),
         ({"section": {"whole": 2.5}}, "section.whole = 2.5: expected a whole number"),
         ({"section": {"number": "x"}}, "section.number = 'x': expected a number"),
-        ({"section": {"many": {"a": 1}}}, "section.many = {'a': 1}: expected a comma-separated list"),
+        (
+            {"section": {"many": {"a": 1}}},
+            "section.many = {'a': 1}: expected a comma-separated list",
+        ),
         ([], "the configuration = []: expected a section with keys section"),
     ],
 )
@@ -152,7 +164,7 @@ def test_json_round_trip(section: Section) -> None:
 
 def test_leaves_and_type_names() -> None:
     found = {key: type_name(kind) for key, _, _, kind in leaves(Config())}
-    assert list(found)[0] == "section.whole"
+    assert next(iter(found)) == "section.whole"
     assert found["section.maybe"] == "a number or none"
     assert found["section.many"] == "a comma-separated list, each a whole number"
     assert all(f.metadata["help"] for _, _, f, _ in leaves(Config()))

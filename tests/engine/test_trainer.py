@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruptions import Killed, kill, stop_at
 from safetensors.torch import load_file
 
 import v2m
@@ -76,23 +77,6 @@ def whole(reference_run: Path, config: TrainConfig) -> Path:
     return reference_run
 
 
-class StopAt:
-    """Sends a signal, or fails, at a step of a run."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-        original = trainer_module.train_epoch
-
-        def train_epoch(loop: Any, batches: Any, *, reporter: Any, after_step: Any) -> None:
-            def stop() -> None:
-                if loop.state.step == step:
-                    action()
-                after_step()
-
-            original(loop, batches, reporter=reporter, after_step=stop)
-
-        monkeypatch.setattr(trainer_module, "train_epoch", train_epoch)
-
-
 def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that are made from now on."""
     steps: list[int] = []
@@ -104,14 +88,6 @@ def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(loop_module, "optimiser_step", optimiser_step)
     return steps
-
-
-class Killed(BaseException):
-    """Stands for a process that is gone."""
-
-
-def kill() -> None:
-    raise Killed
 
 
 def test_a_run_writes_what_it_promises(whole: Path, config: TrainConfig) -> None:
@@ -155,7 +131,7 @@ def test_killed_and_resumed_is_the_same_run(
     tmp_path: Path, whole: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch:
-        StopAt(patch, step, kill)
+        stop_at(patch, step, kill)
         with pytest.raises(Killed):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
@@ -174,7 +150,7 @@ def test_signals_store_the_moment_and_resume_from_it(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        StopAt(patch, step, lambda: signal.raise_signal(number))
+        stop_at(patch, step, lambda: signal.raise_signal(number))
         expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
         with pytest.raises(expected) as stopped:
             train(config, run)
@@ -220,7 +196,7 @@ def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        StopAt(patch, 12, kill)
+        stop_at(patch, 12, kill)
         with pytest.raises(Killed):
             train(config, run)
     newest = run / "checkpoints" / "step-00000010" / "training_state.safetensors"
@@ -244,7 +220,7 @@ def test_every_checkpoint_damaged_starts_anew(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        StopAt(patch, 7, kill)
+        stop_at(patch, 7, kill)
         with pytest.raises(Killed):
             train(config, run)
     (run / "checkpoints" / "step-00000005" / "manifest.json").unlink()
