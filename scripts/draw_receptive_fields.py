@@ -1,9 +1,10 @@
-"""Draw the README's picture: what the middle token of an untrained V2M sees under either scan.
+"""Draw the README's picture: what one token of an untrained V2M sees under either scan.
 
     python scripts/draw_receptive_fields.py docs/images/receptive_fields.png
 
 The same fresh weights of V2M-T with scan="corners" and with scan="release", averaged over images
-of noise, on 15 x 15 tokens so that one of them is in the very middle. A minute or two on a CPU.
+of noise. The token is off the middle, because the middle of a square is where a transposition and
+mirrors change the least. A minute or two on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import v2m
 from v2m.visualize import (
     draw_receptive_fields,
     effective_receptive_field,
-    quarter_means,
     with_scan,
 )
 
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--model", default="v2m_tiny_patch16_224")
     parser.add_argument("--size", type=int, default=240, help="side of the image in pixels")
     parser.add_argument("--images", type=int, default=8, help="images of noise to average over")
+    parser.add_argument("--token", type=int, nargs=2, default=(3, 10), metavar=("ROW", "COLUMN"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -38,10 +39,11 @@ def main() -> None:
     images = torch.randn(args.images, model.config.in_chans, *model.config.img_size)
     fields = {}
     for scan, title in TITLES.items():
-        fields[title] = effective_receptive_field(with_scan(model, scan), images, batch_size=2)
-        means = quarter_means(fields[title], model.config.grid_size)
-        print(scan, {name: f"{mean:.1e}" for name, mean in means.items()})
-    figure = draw_receptive_fields([fields], [""], width=7.2)
+        fields[title] = effective_receptive_field(
+            with_scan(model, scan), images, token=tuple(args.token), batch_size=2
+        )
+    mark = tuple((place + 0.5) * model.config.patch_size - 0.5 for place in args.token)
+    figure = draw_receptive_fields([fields], [""], mark=mark, width=7.2)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output, dpi=150, facecolor="white")
 
