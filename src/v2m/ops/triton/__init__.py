@@ -13,8 +13,11 @@ from v2m.errors import InputError
 
 from ..core import Direction, PassWeights, distinct_sweeps
 from .launch import Scan, grid_of, on_device, token_rows
+from .gate import least_gate
 from .launchers import (
+    Gate,
     ScanInputs,
+    gate,
     project,
     project_backward,
     scan_backward as _scan_backward,
@@ -45,7 +48,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, wi
     dz = None if z is None else torch.empty(u.shape, dtype=z.dtype, device=u.device)
     with on_device(u):
         grads = _scan_backward(
-            dy.contiguous(), inputs, grid_of(u), [scan], dz, add_to_dz=False, dy_slots=False
+            dy.contiguous(), inputs, grid_of(u), [scan], dz, dy_slots=False
         )
     projected = [
         None if x is None else grad.sum(2).view(x.shape).to(x.dtype)
@@ -87,49 +90,59 @@ def core_backward(
     dy: Tensor,
     u: Tensor,
     z: Tensor,
+    y: Tensor,
     y1: Tensor,
     first: PassWeights,
     second: PassWeights,
     directions: tuple[Direction, ...],
 ) -> tuple[Tensor, Tensor, PassWeights, PassWeights]:
-    """Gradients of u, z and of both passes' weights; `dy` is that of y, `y1` as returned."""
+    """Gradients of u, z and of both passes' weights; `dy` is that of y, `y` and `y1` as returned."""
     if u.numel() == 0:
         zeros = [PassWeights(*map(torch.zeros_like, weights)) for weights in (first, second)]
         return torch.zeros_like(u), torch.zeros_like(z), *zeros
     scans1, scans2 = _scans(directions)
-    grid = grid_of(u)
+    grid, scale = grid_of(u), 2 / len(directions)
     dz = torch.empty(u.shape, dtype=z.dtype, device=u.device)
     with on_device(u):
+        dy = dy.contiguous()
         x, x_stride = token_rows(u)
-        gate, z_stride = token_rows(z)
-        dy1, dsecond = _pass_backward(
-            dy.contiguous(), y1, grid.channels, gate, z_stride, second, grid, scans2, dz,
-            is_first=False, sources=len(scans1), scale=2 / len(directions),
-        )  # fmt: skip
-        du, dfirst = _pass_backward(
-            dy1, x, x_stride, gate, z_stride, first, grid, scans1, dz,
-            is_first=True, sources=1, scale=1.0,
-        )  # fmt: skip
+        z, z_stride = token_rows(z)
+        inputs, low_rank = _pass_inputs(
+            y1, grid.channels, z, z_stride, second, grid, scans2, False, True
+        )
+        if any(scan.mirror for scan in scans2):
+            grads = _scan_backward(dy, inputs, grid, scans2, dz, dy_slots=False, scale=scale)
+            before = Gate(z, z_stride, dz, None, None)
+        else:
+            ungated = gate(dy, z, z_stride, grid, scale)
+            inputs = inputs._replace(z=None)
+            grads = _scan_backward(ungated, inputs, grid, scans2, None, dy_slots=False)
+            before = Gate(z, z_stride, dz, dy, y)
+        dy1, dsecond = _weight_gradients(
+            grads, inputs.A, y1, grid.channels, low_rank, second, grid, scans2, len(scans1), before
+        )
+        del grads
+        inputs, low_rank = _pass_inputs(
+            x, x_stride, z, z_stride, first, grid, scans1, True, True
+        )
+        inputs = inputs._replace(z=None)
+        grads = _scan_backward(dy1, inputs, grid, scans1, None, dy_slots=True)
+        du, dfirst = _weight_gradients(
+            grads, inputs.A, x, x_stride, low_rank, first, grid, scans1, 1, None
+        )
     return du.view(u.shape), dz, dfirst, dsecond
 
 
-def _pass_backward(
-    dy, x, x_stride, z, z_stride, weights, grid, scans, dz, *, is_first, sources, scale
+def _weight_gradients(
+    grads, A, x, x_stride, low_rank, weights, grid, scans, sources, gate
 ) -> tuple[Tensor, PassWeights]:
-    """Gradients of a pass's input, (sources, tokens, E), and weights; adds to dz in a first pass."""
-    inputs, low_rank = _pass_inputs(
-        x, x_stride, z, z_stride, weights, grid, scans, is_first, True
-    )
-    grads = _scan_backward(
-        dy, inputs, grid, scans, dz, add_to_dz=is_first, dy_slots=is_first, scale=scale
-    )
-    dprojected = grads.dB if is_first else grads.dC
+    """Gradients of a pass's input, (sources, tokens, E), and weights."""
+    dprojected = grads.dC if grads.dB is None else grads.dB
     dx, (conv_weight, conv_bias, x_proj, dt_proj) = project_backward(
-        x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, grid, scans, sources
+        x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, grid, scans, sources, gate
     )
-    dA_log = grads.dA * inputs.A
     found = PassWeights(
-        conv_weight.t(), conv_bias[0], x_proj, dt_proj.t(), grads.ddt_bias, dA_log, grads.dD
+        conv_weight.t(), conv_bias[0], x_proj, dt_proj.t(), grads.ddt_bias, grads.dA * A, grads.dD
     )
     return dx, PassWeights(
         *(grad.to(weight.dtype).contiguous() for grad, weight in zip(found, weights))
@@ -144,8 +157,9 @@ def _pass_inputs(x, x_stride, z, z_stride, weights, grid, scans, is_first, save)
     A = -torch.exp(weights.A_log.detach().float())
     B, C = (projected, None) if is_first else (None, projected)
     inputs = ScanInputs(
-        u, dt, A, B, C, weights.D, None, z, z_stride, softplus=False, softplus_done=True
-    )
+        u, dt, A, B, C, weights.D, None, z, z_stride,
+        softplus=False, softplus_done=True, least_gate=least_gate(u.dtype),
+    )  # fmt: skip
     return inputs, low_rank
 
 

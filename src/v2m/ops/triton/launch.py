@@ -89,7 +89,7 @@ class BackwardConfig:
     @staticmethod
     def pick(channels: int, states: int) -> BackwardConfig:
         """One channel a thread; 128 registers of it for states and decays."""
-        return BackwardConfig(chunk=max(1, min(8, 64 // padded(states))))
+        return BackwardConfig(chunk=max(1, min(4, 64 // padded(states))))
 
 
 def padded(size: int, least: int = 1) -> int:

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .gate import gate_kernel, least_gate
 from .launch import (
     LOG2E,
     SCRATCH_BYTES,
@@ -31,6 +32,13 @@ from .scan import scan_forward_kernel
 from .scan_backward import scan_backward_kernel
 
 
+PF = (32, 32, 2, 3)
+PB = (32, 64, 4, 4, 3)
+CB = (32, 64, 4)
+SBP = 16
+TENSOR_CORE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
 class ScanInputs(NamedTuple):
     """Operands of the scans of a pass; a slab a scan where (S, ...) stands."""
 
@@ -45,6 +53,7 @@ class ScanInputs(NamedTuple):
     z_stride: int  # elements from one token of z to the next
     softplus: bool  # to be applied by the scan
     softplus_done: bool = False  # dt has been through it; gradients are returned before it
+    least_gate: float = 0.0
 
 
 class ScanGradients(NamedTuple):
@@ -76,18 +85,20 @@ def scan_forward(
     states = inputs.A.shape[1]
     config = config or ForwardConfig.pick(grid.channels, states)
     A = transposed_decay(inputs.A)
-    for number, (scan, members) in enumerate(groups(scans)):
+    families = groups(scans)
+    for number, (scan, members) in enumerate(families):
         lines = grid.lines(scan.axis, scan.window)
         blocks = triton.cdiv(grid.channels, config.block_e)
         scan_forward_kernel[lines.pop("segments"), blocks, 1 if summed else len(members)](
             inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z, y,
             grid.channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, scale=scale,
+            slots=pack(members, 4), reverses=pack([scans[i].reverse for i in members], 1),
             SCANS=len(members) if summed else 1, SUMMED=summed,
-            SLOTS=pack(members, 4), REVERSE=pack([scans[i].reverse for i in members], 1),
-            ADD=summed and number > 0, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
+            ADD=summed and number > 0, GATE_SUM=summed and len(families) == 1 and not scan.mirror,
+            LEAST_GATE=inputs.least_gate, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, PADDED_N=padded(states), BLOCK_E=config.block_e,
-            num_warps=config.warps,
+            num_warps=config.warps, num_stages=1,
         )  # fmt: skip
     return y
 
@@ -99,12 +110,12 @@ def scan_backward(
     scans: list[Scan],
     dz: Tensor | None,
     *,
-    add_to_dz: bool,
     dy_slots: bool,
     scale: float = 1.0,
     config: BackwardConfig | None = None,
 ) -> ScanGradients:
-    """Gradients of `scan_forward`. dz (tokens, E) is written, or added to."""
+    """Gradients of `scan_forward`. With a gate, dy is that of y and dz (tokens, E) is written; without,
+    dy is what comes before the gate and the scale."""
     states, channels = inputs.A.shape[1], grid.channels
     config = config or BackwardConfig.pick(channels, states)
     blocks = triton.cdiv(channels, config.block_e)
@@ -123,7 +134,7 @@ def scan_backward(
         scratch = 4 * blocks * chunks * padded(states) * config.block_e  # bytes a program
         programs = min(
             lines["segments"],
-            max(1, 16 * processors(device) // blocks),
+            max(1, SBP * processors(device) // blocks),
             max(1, SCRATCH_BYTES // scratch),
         )
         checkpoints = torch.empty(programs * scratch // 4, dtype=torch.float32, device=device)
@@ -133,14 +144,14 @@ def scan_backward(
             du, ddt, partial, dB, dC, partial[:, states], partial[:, states + 1], dz, checkpoints,
             channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
-            SCANS=len(members), SLOTS=pack(members, 4),
-            REVERSE=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
-            ADD=add_to_dz or number > 0, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
+            scans=len(members), slots=pack(members, 4),
+            reverses=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
+            ADD=number > 0, LEAST_GATE=inputs.least_gate, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
-            TENSOR_CORE=inputs.u.dtype != torch.float32 and padded(states) >= 16,
+            TENSOR_CORE=TENSOR_CORE[inputs.u.dtype] if padded(states) >= 16 else 0,
             CHUNK=config.chunk, PADDED_N=padded(states), BLOCK_E=config.block_e,
             CHANNELS_PER_THREAD=max(1, config.block_e // (32 * config.warps)),
-            num_warps=config.warps,
+            num_warps=config.warps, num_stages=1,
         )  # fmt: skip
         share = partial.sum(0)
         total = share if total is None else total + share
@@ -161,19 +172,40 @@ def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dt
     projected = torch.empty(count, tokens, states, dtype=torch.float32, device=x.device)
     low_rank = torch.empty(count, tokens, rank, dtype=dtype, device=x.device) if save else None
     block_t = 64 if dtype != torch.float32 else 32
-    project_kernel[triton.cdiv(tokens, block_t), count](
+    project_kernel[triton.cdiv(tokens, PF[0]), count](
         x, weights.conv_weight, weights.conv_bias, weights.x_proj, weights.dt_proj,
         weights.dt_bias, u, dt, low_rank, projected,
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
-        PADDED_N=padded(states, 16), BLOCK_T=block_t, BLOCK_E=min(64, padded(channels, 16)),
-        PRECISION=precision(dtype), num_warps=4,
+        PADDED_N=padded(states, 16), BLOCK_T=PF[0], BLOCK_E=PF[1],
+        PRECISION=precision(dtype), num_warps=PF[2], num_stages=PF[3],
     )  # fmt: skip
     return u, dt, projected, low_rank
 
 
+def gate(dy: Tensor, z: Tensor, z_stride: int, grid: Grid, scale: float) -> Tensor:
+    """dy silu(z) scale."""
+    out = torch.empty_like(dy)
+    tiles = triton.cdiv(grid.tokens, 32), triton.cdiv(grid.channels, 128)
+    gate_kernel[tiles](
+        dy, z, out, grid.tokens, grid.channels, z_stride, scale,
+        LEAST=least_gate(dy.dtype), BLOCK_T=32, BLOCK_E=128, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+class Gate(NamedTuple):
+    """What the gradient of a gate before a pass needs; dy and y of the one after it, or None."""
+
+    z: Tensor
+    z_stride: int
+    dz: Tensor
+    dy: Tensor | None
+    y: Tensor | None
+
+
 def project_backward(
-    x, x_stride, low_rank, du, ddt, dprojected, weights, grid, scans, sources
+    x, x_stride, low_rank, du, ddt, dprojected, weights, grid, scans, sources, gate: Gate | None
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of `project`: of x (sources, tokens, E), and of the weights, transposed, float32.
 
@@ -193,27 +225,34 @@ def project_backward(
         dprojected.shape[2], **pads, BLOCK_T=block_t, BLOCK_E=block_e,
         PRECISION=precision(dtype), num_warps=4,
     )  # fmt: skip
-    blocks = triton.cdiv(channels, block_e)
-    programs = min(triton.cdiv(tokens, 32), max(1, 4 * processors(device) // blocks))
-    rows = [width, 1, rank + states, rank]
-    partial = torch.empty(programs, sum(rows), channels, dtype=torch.float32, device=device)
+    blocks = triton.cdiv(channels, PB[1])
+    programs = min(triton.cdiv(tokens, PB[0]), max(1, PB[3] * processors(device) // blocks))
+    partial = torch.empty(programs, 2 * rank + states, channels, dtype=torch.float32, device=device)
     project_backward_kernel[programs, blocks](
         x, weights.conv_weight, weights.conv_bias, weights.x_proj, low_rank, ddt, dlow, du, partial,
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
-        SCANS=count, **_scan_bits(scans), WIDTH=width, PADDED_WIDTH=padded(width), **pads,
-        BLOCK_T=32, BLOCK_E=block_e, PRECISION=precision(dtype), num_warps=4,
+        scans=count, **_scan_bits(scans), WIDTH=width, **pads,
+        BLOCK_T=PB[0], BLOCK_E=PB[1], PRECISION=precision(dtype), num_warps=PB[2], num_stages=PB[4],
     )  # fmt: skip
+    block_t,block_e,cbw=CB; blocks = triton.cdiv(channels, block_e)
     dx = torch.empty(sources, tokens, channels, dtype=dtype, device=device)
-    conv_backward_kernel[triton.cdiv(tokens, 32), blocks, sources](
-        du, weights.conv_weight, dx, tokens, channels, grid.height, grid.width,
-        SCANS=count, **_scan_bits(scans), WIDTH=width, BLOCK_T=32, BLOCK_E=block_e, num_warps=4,
+    tiles = triton.cdiv(tokens, block_t)
+    shares = torch.empty(sources * tiles, width + 1, channels, dtype=torch.float32, device=device)
+    z, z_stride, dz, dy, y = gate or (None, 0, None, None, None)
+    conv_backward_kernel[tiles, blocks](
+        du, x, weights.conv_weight, z, dy, y, dx, dz, shares,
+        tokens, channels, grid.height, grid.width, x_stride, z_stride, sources,
+        scans=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
+        BLOCK_T=block_t, BLOCK_E=block_e, num_warps=cbw, num_stages=1,
     )  # fmt: skip
-    return dx, list(partial.sum(0).split(rows))
+    conv_weight, conv_bias = shares.sum(0).split([width, 1])
+    x_proj, dt_proj = partial.sum(0).split([rank + states, rank])
+    return dx, [conv_weight, conv_bias, x_proj, dt_proj]
 
 
 def _scan_bits(scans: list[Scan]) -> dict[str, int]:
     return {
-        "SOURCES": pack([scan.source for scan in scans], 4),
-        "COLUMNS": pack([scan.axis == 1 for scan in scans], 1),
-        "REVERSE": pack([scan.reverse for scan in scans], 1),
+        "sources": pack([scan.source for scan in scans], 4),
+        "columns": pack([scan.axis == 1 for scan in scans], 1),
+        "reverses": pack([scan.reverse for scan in scans], 1),
     }

@@ -2,8 +2,10 @@
 
 They reduce over the channels, so they stand apart from the scan, but for memory they are one step:
 the grid is read once a scan, and what the scan needs per token and channel (its input and step size)
-is written once. The special functions of the SiLU and softplus also cost nothing here, where memory
-is the limit; in the scan they would compete with the exponentials of the states.
+is written once. The special functions of the SiLU and softplus also cost less here, where memory is
+the limit; in the scan they would compete with the exponentials of the states.
+
+Addresses are a 64-bit scalar for the tile and 32-bit offsets inside it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import triton.language as tl
 
 from .scan import sigmoid, softplus
 
-GRID_SIZES = ["tokens", "height", "width"]
+GRID_SIZES = ["tokens", "height", "width", "sources", "columns", "reverses"]
 
 
 @triton.jit
@@ -22,11 +24,11 @@ def scan_position(token, height, width, column, reverse):
     if column:
         position = (token // width) % height
         length = height
-        stride = width.to(tl.int64)
+        stride = width
     else:
         position = token % width
         length = width
-        stride = tl.full((), 1, tl.int64)
+        stride = height * 0 + 1
     if reverse:
         position = length - 1 - position
         stride = -stride
@@ -34,20 +36,19 @@ def scan_position(token, height, width, column, reverse):
 
 
 @triton.jit
-def causal_conv(
-    x, weight, bias, token, position, stride, x_stride, mask_t, e, mask_e, WIDTH: tl.constexpr
-):  # fmt: skip
-    """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order."""
-    total = tl.load(bias + e, mask=mask_e, other=0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(WIDTH):
-        taken = mask_t & (position >= tap)
-        value = tl.load(
-            x + (token - tap * stride)[:, None] * x_stride + e[None, :],
-            mask=taken[:, None] & mask_e[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0).to(tl.float32)
-        total += value * w[None, :]
+def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH: tl.constexpr):
+    """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
+
+    pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
+    The taps are a loop on purpose: unrolled, the compiler would move the layout a matrix product
+    wants up to the loads and compute everything twice.
+    """
+    total = tl.zeros(pointers.shape, tl.float32) + tl.load(bias + e, mask=mask_e, other=0.0)[None, :]
+    for tap in range(WIDTH):
+        taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
+        value = tl.load(pointers - tap * step, mask=taken, other=0.0)
+        w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
+        total += value.to(tl.float32) * w.to(tl.float32)[None, :]
     return total
 
 
@@ -56,9 +57,9 @@ def project_kernel(
     x, conv_weight, conv_bias, x_proj, dt_proj, dt_bias,
     u, dt, low_rank, projected,
     tokens, E, N, R, height, width, x_stride,
-    SOURCES: tl.constexpr,  # 4 bits a scan: which slab of x it reads
-    COLUMNS: tl.constexpr,  # 1 bit a scan: along the columns, not the rows
-    REVERSE: tl.constexpr,  # 1 bit a scan
+    sources,  # 4 bits a scan: which slab of x it reads
+    columns,  # 1 bit a scan: along the columns, not the rows
+    reverses,  # 1 bit a scan
     WIDTH: tl.constexpr,
     PADDED_R: tl.constexpr,
     PADDED_N: tl.constexpr,
@@ -66,66 +67,61 @@ def project_kernel(
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH), x_proj: (R + N, E), dt_proj: (E, R).
+    """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH), x_proj: (R + N, E).
 
     u = silu(conv(x)) and dt = softplus(dt_proj(low rank) + dt_bias): (scans, tokens, E);
     low_rank: (scans, tokens, R) or None; projected: B or C, (scans, tokens, N), float32.
     """
     scan = tl.program_id(1)
-    slab = tokens.to(tl.int64)
-    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    mask_t = token < tokens
+    local = tl.arange(0, BLOCK_T)
+    start = tl.program_id(0) * BLOCK_T
+    mask_t = start + local < tokens
     r = tl.arange(0, PADDED_R)
     n = tl.arange(0, PADDED_N)
     mask_r = r < R
     mask_n = n < N
-    x += ((SOURCES >> (4 * scan)) & 15) * slab * x_stride
-    out = scan * slab + token
+    row_in = ((sources >> (4 * scan)) & 15).to(tl.int64) * tokens + start
+    row_out = scan.to(tl.int64) * tokens + start
     position, _, stride = scan_position(
-        token, height, width, (COLUMNS >> scan) & 1, (REVERSE >> scan) & 1
+        start + local, height, width, (columns >> scan) & 1, (reverses >> scan) & 1
     )
+    step = stride.to(tl.int64) * x_stride
+    lane = tl.arange(0, BLOCK_E)
+    tile_in = local[:, None] * x_stride + lane[None, :]
+    tile_out = local[:, None] * E + lane[None, :]
+    dtype = u.dtype.element_ty
 
     low = tl.zeros([BLOCK_T, PADDED_R], tl.float32)
     other = tl.zeros([BLOCK_T, PADDED_N], tl.float32)
-    for start in range(0, E, BLOCK_E):
-        e = start + tl.arange(0, BLOCK_E)
+    for first in range(0, E, BLOCK_E):
+        e = first + lane
         mask_e = e < E
+        pointers = (x + row_in * x_stride + first) + tile_in
         conv = causal_conv(
-            x, conv_weight, conv_bias, token, position, stride, x_stride,
-            mask_t, e, mask_e, WIDTH,
-        )  # fmt: skip
-        value = (conv * sigmoid(conv)).to(u.dtype.element_ty)
-        mask = mask_t[:, None] & mask_e[None, :]
-        tl.store(u + out[:, None] * E + e[None, :], value, mask=mask)
+            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH
+        )
+        value = (conv * sigmoid(conv)).to(dtype)
+        tl.store((u + row_out * E + first) + tile_out, value, mask_t[:, None] & mask_e[None, :])
         w_low = tl.load(
-            x_proj + r[None, :] * E + e[:, None], mask=mask_e[:, None] & mask_r[None, :], other=0.0
-        ).to(value.dtype)
+            x_proj + r[None, :] * E + e[:, None], mask_e[:, None] & mask_r[None, :], 0.0
+        )
         w_other = tl.load(
-            x_proj + (R + n)[None, :] * E + e[:, None],
-            mask=mask_e[:, None] & mask_n[None, :],
-            other=0.0,
-        ).to(value.dtype)
-        low = tl.dot(value, w_low, low, input_precision=PRECISION)
-        other = tl.dot(value, w_other, other, input_precision=PRECISION)
+            x_proj + (R + n)[None, :] * E + e[:, None], mask_e[:, None] & mask_n[None, :], 0.0
+        )
+        low = tl.dot(value, w_low.to(dtype), low, input_precision=PRECISION)
+        other = tl.dot(value, w_other.to(dtype), other, input_precision=PRECISION)
 
-    tl.store(
-        projected + out[:, None] * N + n[None, :], other, mask=mask_t[:, None] & mask_n[None, :]
-    )
-    low = low.to(u.dtype.element_ty)
+    mask_tn = mask_t[:, None] & mask_n[None, :]
+    tl.store((projected + row_out * N) + (local[:, None] * N + n[None, :]), other, mask_tn)
+    low = low.to(dtype)
     if low_rank is not None:
-        tl.store(
-            low_rank + out[:, None] * R + r[None, :], low, mask=mask_t[:, None] & mask_r[None, :]
-        )
-    for start in range(0, E, BLOCK_E):
-        e = start + tl.arange(0, BLOCK_E)
+        mask_tr = mask_t[:, None] & mask_r[None, :]
+        tl.store((low_rank + row_out * R) + (local[:, None] * R + r[None, :]), low, mask_tr)
+    for first in range(0, E, BLOCK_E):
+        e = first + lane
         mask_e = e < E
-        w = tl.load(
-            dt_proj + e[None, :] * R + r[:, None], mask=mask_r[:, None] & mask_e[None, :], other=0.0
-        ).to(low.dtype)
+        w = tl.load(dt_proj + e[None, :] * R + r[:, None], mask_r[:, None] & mask_e[None, :], 0.0)
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
-        step = softplus(tl.dot(low, w, input_precision=PRECISION) + bias[None, :])
-        tl.store(
-            dt + out[:, None] * E + e[None, :],
-            step.to(dt.dtype.element_ty),
-            mask=mask_t[:, None] & mask_e[None, :],
-        )
+        size = softplus(tl.dot(low, w.to(dtype), input_precision=PRECISION) + bias[None, :])
+        mask_te = mask_t[:, None] & mask_e[None, :]
+        tl.store((dt + row_out * E + first) + tile_out, size.to(dtype), mask_te)

@@ -19,11 +19,23 @@ def sigmoid(x):
 
 
 @triton.jit
+def nonzero_gate(z, LEAST: tl.constexpr):
+    """z, but at least LEAST in size: see gate.py."""
+    z = z.to(tl.float32)
+    return tl.where(tl.abs(z) < LEAST, LEAST, z)
+
+
+@triton.jit
 def softplus(x):
-    """log(1 + exp(x)), accurate for very negative x, where 1 + exp(x) would round to 1."""
+    """log(1 + exp(x)) = max(x, 0) + log(1 + e), e = exp(-|x|), accurate however small e is.
+
+    log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1 / 3: a series, where a logarithm would cost more.
+    """
     e = tl.exp2(-tl.abs(x) * LOG2E)
-    series = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * 0.25)))
-    return tl.maximum(x, 0.0) + tl.where(e < 0.03, series, tl.log(1.0 + e))
+    s = e / (2.0 + e)
+    q = s * s
+    series = 1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11)))
+    return tl.maximum(x, 0.0) + 2.0 * s * (1.0 + q * (1.0 / 3 + q * series))
 
 
 @triton.jit
@@ -64,18 +76,22 @@ def step_size(dt, bias, SOFTPLUS: tl.constexpr):
     return dt
 
 
-SIZES = ["tokens", "segments", "length", "inner", "outer", "window", "height", "width"]
+# Whole numbers that vary freely: no version of a kernel for each that is 1 or a multiple of 16.
+SIZES = ["tokens", "length", "inner", "outer", "window", "height", "width", "slots", "reverses"]
 
 
-@triton.jit(do_not_specialize=[s for s in SIZES if s != "segments"])
+
+@triton.jit(do_not_specialize=SIZES)
 def scan_forward_kernel(
     u, dt, A, B, C, D, dt_bias, z, y,
     E, N, tokens, length, inner, outer, window, height, width, z_stride, scale,
+    slots,  # 4 bits a scan: which slab of u, dt, B, C (and y)
+    reverses,  # 1 bit a scan
     SCANS: tl.constexpr,  # how many scans one program runs in sequence
     SUMMED: tl.constexpr,  # into one y; otherwise y has a slab a scan
-    SLOTS: tl.constexpr,  # 4 bits a scan: which slab of u, dt, B, C (and y)
-    REVERSE: tl.constexpr,  # 1 bit a scan
     ADD: tl.constexpr,  # add to what y holds
+    GATE_SUM: tl.constexpr,  # gate the sum of the scans, not each one
+    LEAST_GATE: tl.constexpr,
     MIRROR_H: tl.constexpr,
     MIRROR_W: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -104,8 +120,8 @@ def scan_forward_kernel(
 
     for k in tl.static_range(SCANS):
         scan = tl.program_id(2) + k
-        reverse = (REVERSE >> scan) & 1
-        slot = (SLOTS >> (4 * scan)) & 15
+        reverse = (reverses >> scan) & 1
+        slot = (slots >> (4 * scan)) & 15
         token, steps = segment_start(tl.program_id(0), length, inner, outer, window, reverse)
         stride = inner.to(tl.int64) * (1 - 2 * reverse)
         y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
@@ -118,7 +134,8 @@ def scan_forward_kernel(
             offset_y += slot * slab * E
         u_next = tl.load(u + offset + e, mask=mask_e, other=0.0)
         dt_next = tl.load(dt + offset + e, mask=mask_e, other=0.0)
-        if z is not None:
+        GATED: tl.constexpr = (z is not None) and (k == SCANS - 1 or not GATE_SUM)
+        if GATED:
             z_next = tl.load(z + offset_z + e, mask=mask_e, other=0.0)
         if B is not None:
             B_next = tl.load(B + offset_n + n, mask=mask_n, other=0.0)
@@ -144,8 +161,8 @@ def scan_forward_kernel(
             if C is not None:
                 C_now = C_next.to(tl.float32)[None, :]
                 C_next = tl.load(C + offset_n + n, mask=more_n, other=0.0)
-            if z is not None:
-                gate = z_next.to(tl.float32)
+            if GATED:
+                gate = nonzero_gate(z_next, LEAST_GATE)
                 offset_z += stride * z_stride
                 z_next = tl.load(z + offset_z + e, mask=more_e, other=0.0)
             decay = tl.exp2(step[:, None] * A_block)
@@ -156,13 +173,14 @@ def scan_forward_kernel(
                 out = tl.sum(h, axis=1)
             if D is not None:
                 out += skip * x
-            if z is not None:
-                out *= gate * sigmoid(gate)
-            out *= scale
             if ADD or k > 0:
-                out += y_next.to(tl.float32)
-                y_next = tl.load(
-                    y + offset_y + y_stride * E + e, mask=more_e, other=0.0
-                )
+                before = y_next.to(tl.float32)
+                y_next = tl.load(y + offset_y + y_stride * E + e, mask=more_e, other=0.0)
+                if GATE_SUM:
+                    out += before
+            if GATED:
+                out *= gate * sigmoid(gate) * scale
+            if (ADD or k > 0) and not GATE_SUM:
+                out += before
             tl.store(y + offset_y + e, out.to(y.dtype.element_ty), mask=mask_e)
             offset_y += y_stride * E

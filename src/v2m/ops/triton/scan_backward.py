@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scan import SIZES, mirrored, segment_start, sigmoid, step_size
+from .scan import LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -27,18 +27,20 @@ LN2 = tl.constexpr(0.6931471805599453)
 def softplus_slope(dt):
     """d softplus(x) / dx = 1 - exp(-softplus(x)) from dt = softplus(x), without cancellation."""
     series = dt * (1.0 - dt * (0.5 - dt * (1.0 / 6.0)))
-    return tl.where(dt < 0.03, series, 1.0 - tl.exp(-dt))
+    return tl.where(dt < 0.03, series, 1.0 - tl.exp2(-dt * LOG2E))
 
 
 @triton.jit
 def store_channel_sum(pointer, values, n, mask_n, TENSOR_CORE: tl.constexpr):
     """Store the sum of (channels, N) values over the channels.
 
-    On the tensor cores where tf32 operands are precise enough (16-bit tensors): ones times values.
+    For 16-bit tensors on the tensor cores, ones times values, in bfloat16 (2) or tf32 (1).
     """
-    if TENSOR_CORE:
+    if TENSOR_CORE > 0:
         row = tl.arange(0, 16)
-        ones = tl.full([16, values.shape[0]], 1.0, tl.float32)
+        if TENSOR_CORE == 2:
+            values = values.to(tl.bfloat16)
+        ones = tl.full([16, values.shape[0]], 1.0, values.dtype)
         total = tl.dot(ones, values, input_precision="tf32")
         tl.store(
             pointer + n[None, :] + row[:, None] * 0, total, mask=(row == 0)[:, None] & mask_n[None, :]
@@ -47,16 +49,25 @@ def store_channel_sum(pointer, values, n, mask_n, TENSOR_CORE: tl.constexpr):
         tl.store(pointer + n, tl.sum(values, axis=0), mask=mask_n)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit
+def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr):
+    """(size,) rows of COUNT successive steps, `stride` elements apart; zeros beyond `alive` steps."""
+    rows = ()
+    for j in tl.static_range(COUNT):
+        inside = lanes < tl.where(j < alive, size, 0)
+        rows = rows + (tl.load((pointer + j * stride) + lanes, inside, 0.0),)
+    return rows
+
+
+@triton.jit(do_not_specialize=[*SIZES, "segments", "scans"])
 def scan_backward_kernel(
     dy, u, dt, A, B, C, D, dt_bias, z,
     du, ddt, dA, dB, dC, dD, dbias, dz, checkpoints,
     E, N, tokens, segments, length, inner, outer, window, height, width, z_stride, share, scale,
-    SCANS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    REVERSE: tl.constexpr,
+    scans, slots, reverses,
     DY_SLOTS: tl.constexpr,  # dy is (slots, tokens, E), not common to the scans
     ADD: tl.constexpr,  # add to what dz holds
+    LEAST_GATE: tl.constexpr,
     MIRROR_H: tl.constexpr,
     MIRROR_W: tl.constexpr,
     SOFTPLUS: tl.constexpr,  # softplus is applied here
@@ -69,8 +80,8 @@ def scan_backward_kernel(
 ):  # fmt: skip
     """Shapes as in the forward kernel; du, ddt: (slots, tokens, E); dz: (tokens, E).
 
-    dB, dC: (slots, tokens, blocks of channels, N); dA: (N, E) and dD, dbias: (E,), one set a program,
-    `share` elements apart; checkpoints: (programs, blocks, chunks, N, BLOCK_E), all float32.
+    dB, dC: (slots, tokens, blocks of channels, N); dA: (N, E) and dD, dbias: (E,), one set a
+    program, `share` elements apart; checkpoints: (programs, blocks, chunks, N, BLOCK_E): float32.
     """
     block = tl.program_id(1)
     blocks = tl.num_programs(1)
@@ -80,7 +91,7 @@ def scan_backward_kernel(
     n = tl.arange(0, PADDED_N)
     mask_e = e < E
     mask_n = n < N
-    # The hint keeps all states of a channel in one thread.
+    # The hint keeps as many states of a channel in one thread as there are.
     hinted = tl.multiple_of(tl.arange(0, BLOCK_E), CHANNELS_PER_THREAD)[:, None]
     a_pointers = n[None, :] * E + (hinted + block * BLOCK_E)
     mask_a = mask_e[:, None] & mask_n[None, :]
@@ -92,116 +103,123 @@ def scan_backward_kernel(
     if dt_bias is not None:
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
     live = tl.where(mask_n, 1.0, 0.0)[None, :]
-    slab = tokens.to(tl.int64)
-    all_chunks = tl.cdiv(window, CHUNK)
-    checkpoint = (program * blocks + block).to(tl.int64) * all_chunks * (PADDED_N * BLOCK_E)
-    checkpoint_pointers = checkpoints + checkpoint + n[None, :] * BLOCK_E + hinted
+    STATE: tl.constexpr = PADDED_N * BLOCK_E
+    slice_ = (program * blocks + block).to(tl.int64) * tl.cdiv(window, CHUNK) * STATE
+    saved = checkpoints + slice_ + n[None, :] * BLOCK_E + hinted
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
     dbias_sum = tl.zeros([BLOCK_E], tl.float32)
 
-    for k in tl.static_range(SCANS):
-        reverse = (REVERSE >> k) & 1
-        slot = (SLOTS >> (4 * k)) & 15
+    for k in range(scans):
+        reverse = (reverses >> k) & 1
+        slot = ((slots >> (4 * k)) & 15) * tokens.to(tl.int64)
         stride = inner.to(tl.int64) * (1 - 2 * reverse)
+        stride_e = stride * E
+        stride_n = stride * N
         for segment in range(program, segments, tl.num_programs(0)):
             token, steps = segment_start(segment, length, inner, outer, window, reverse)
             y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
-            y_stride = mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token
+            stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
             if DY_SLOTS:
-                y_token += slot * slab
-            row = slot * slab + token
+                y_token += slot
+            row = slot + token
             chunks = tl.cdiv(steps, CHUNK)
 
             h = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
+            at = row * E  # elements: of the chunk's first step in u and dt, and below in B or C
+            at_n = row * N
+            xs = load_steps(u + at, stride_e, e, E, steps, CHUNK)
+            dts = load_steps(dt + at, stride_e, e, E, steps, CHUNK)
             for c in range(0, chunks - 1):
+                at += CHUNK * stride_e
+                alive = steps - (c + 1) * CHUNK
+                next_xs = load_steps(u + at, stride_e, e, E, alive, CHUNK)
+                next_dts = load_steps(dt + at, stride_e, e, E, alive, CHUNK)
                 for j in tl.static_range(CHUNK):
-                    at = row + (c * CHUNK + j) * stride
-                    x = tl.load(u + at * E + e, mask=mask_e, other=0.0).to(tl.float32)
-                    step = step_size(
-                        tl.load(dt + at * E + e, mask=mask_e, other=0.0), bias, SOFTPLUS
-                    )
+                    step = step_size(dts[j], bias, SOFTPLUS)
                     B_now = live
                     if B is not None:
-                        B_now = tl.load(B + at * N + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-                    h = tl.exp2(step[:, None] * A_block) * h + (step * x)[:, None] * B_now
-                tl.store(checkpoint_pointers + c * (PADDED_N * BLOCK_E), h)
+                        B_now = tl.load((B + at_n + j * stride_n) + n, mask_n, 0.0)
+                        B_now = B_now.to(tl.float32)[None, :]
+                    drive = (step * xs[j].to(tl.float32))[:, None]
+                    h = tl.exp2(step[:, None] * A_block) * h + drive * B_now
+                tl.store(saved + c * STATE, h)
+                at_n += CHUNK * stride_n
+                xs = next_xs
+                dts = next_dts
             tl.debug_barrier()
 
             p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
+            first = (chunks - 1) * CHUNK
+            at_y = (y_token * E) + first * stride_y
+            at_z = token + first * stride
+            dys = load_steps(dy + at_y, stride_y, e, E, steps - first, CHUNK)
             for c in range(0, chunks):
-                first = (chunks - 1 - c) * CHUNK
+                alive = tl.minimum(steps - first, CHUNK)
+                first -= CHUNK
                 h = tl.load(
-                    checkpoint_pointers + (chunks - 2 - c) * (PADDED_N * BLOCK_E),
-                    mask=lane[:, None] < tl.where(c < chunks - 1, BLOCK_E, 0),
-                    other=0.0,
+                    saved + (chunks - 2 - c) * STATE,
+                    lane[:, None] < tl.where(first >= 0, BLOCK_E, 0),
+                    0.0,
                 )
+                # The chunk that comes next; before the line's first there is none.
+                at_next = at - CHUNK * stride_e
+                at_y -= CHUNK * stride_y
+                coming = tl.where(first >= 0, CHUNK, 0)
+                next_xs = load_steps(u + at_next, stride_e, e, E, coming, CHUNK)
+                next_dts = load_steps(dt + at_next, stride_e, e, E, coming, CHUNK)
+                next_dys = load_steps(dy + at_y, stride_y, e, E, coming, CHUNK)
                 states = (h,)
                 decays = ()
-                xs = ()
-                dts = ()
-                zs = ()
-                dys = ()
                 for j in tl.static_range(CHUNK):
-                    mask = e < tl.where(first + j < steps, E, 0)
-                    at = (row + (first + j) * stride) * E
-                    at_y = (y_token + (first + j) * y_stride) * E
-                    at_z = (token + (first + j) * stride) * z_stride
-                    xs = xs + (tl.load(u + at + e, mask=mask, other=0.0),)
-                    dts = dts + (tl.load(dt + at + e, mask=mask, other=0.0),)
-                    dys = dys + (tl.load(dy + at_y + e, mask=mask, other=0.0),)
-                    if z is not None:
-                        zs = zs + (tl.load(z + at_z + e, mask=mask, other=0.0),)
-                for j in tl.static_range(CHUNK):
-                    alive = first + j < steps
-                    at = row + (first + j) * stride
-                    step = tl.where(alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
+                    step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
                     B_now = live
                     if B is not None:
-                        B_now = tl.load(B + at * N + n, mask=n < tl.where(alive, N, 0), other=0.0)
+                        inside_n = n < tl.where(j < alive, N, 0)
+                        B_now = tl.load((B + at_n + j * stride_n) + n, inside_n, 0.0)
                         B_now = B_now.to(tl.float32)[None, :]
                     decay = tl.exp2(step[:, None] * A_block)
                     h = decay * h + (step * xs[j].to(tl.float32))[:, None] * B_now
                     decays = decays + (decay,)
                     states = states + (h,)
                 for j in tl.static_range(CHUNK - 1, -1, -1):
-                    alive = first + j < steps
-                    mask = e < tl.where(alive, E, 0)
-                    alive_n = n < tl.where(alive, N, 0)
-                    at = row + (first + j) * stride
+                    inside = e < tl.where(j < alive, E, 0)
+                    inside_n = n < tl.where(j < alive, N, 0)
                     x = xs[j].to(tl.float32)
-                    step = tl.where(alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
-                    g_out = dys[j].to(tl.float32) * scale
+                    step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
+                    g_out = dys[j].to(tl.float32)
+                    B_now = live
+                    C_now = live
+                    if B is not None:
+                        B_now = tl.load((B + at_n + j * stride_n) + n, inside_n, 0.0)
+                        B_now = B_now.to(tl.float32)[None, :]
                     if C is not None:
-                        C_now = tl.load(C + at * N + n, mask=alive_n, other=0.0).to(tl.float32)[None, :]
-                    else:
-                        C_now = live
+                        C_now = tl.load((C + at_n + j * stride_n) + n, inside_n, 0.0)
+                        C_now = C_now.to(tl.float32)[None, :]
                     if z is not None:
-                        gate = zs[j].to(tl.float32)
+                        token_z = at_z + j * stride
+                        gate = tl.load((z + token_z * z_stride) + e, inside, 0.0)
+                        gate = nonzero_gate(gate, LEAST_GATE)
+                        g_out *= scale
                         open_ = sigmoid(gate)
                         out = tl.sum(states[j + 1] * C_now, axis=1) + skip * x
                         dgate = g_out * out * open_ * (1.0 + gate * (1.0 - open_))
-                        dz_pointers = dz + (token + (first + j) * stride) * E + e
-                        if ADD or k > 0:
-                            dgate += tl.load(dz_pointers, mask=mask, other=0.0).to(tl.float32)
-                        tl.store(dz_pointers, dgate.to(dz.dtype.element_ty), mask=mask)
+                        before = e < tl.where((j < alive) & (k + ADD > 0), E, 0)
+                        dgate += tl.load((dz + token_z * E) + e, before, 0.0).to(tl.float32)
+                        tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
                         g_out *= gate * open_
+                    at_share = (at_n + j * stride_n) * blocks + block * N
                     if C is not None:
                         store_channel_sum(
-                            dC + (at * blocks + block) * N,
-                            states[j + 1] * g_out[:, None], n, alive_n, TENSOR_CORE,
-                        )  # fmt: skip
+                            dC + at_share, states[j + 1] * g_out[:, None], n, inside_n, TENSOR_CORE
+                        )
                     g = p + g_out[:, None] * C_now
                     if B is not None:
-                        B_now = tl.load(B + at * N + n, mask=alive_n, other=0.0).to(tl.float32)[None, :]
                         store_channel_sum(
-                            dB + (at * blocks + block) * N,
-                            g * (step * x)[:, None], n, alive_n, TENSOR_CORE,
-                        )  # fmt: skip
-                        g_in = tl.sum(g * B_now, axis=1)
-                    else:
-                        g_in = tl.sum(g * live, axis=1)
+                            dB + at_share, g * (step * x)[:, None], n, inside_n, TENSOR_CORE
+                        )
+                    g_in = tl.sum(g * B_now, axis=1)
                     p = decays[j] * g
                     t = p * states[j]
                     dA_sum += t * step[:, None]
@@ -213,12 +231,18 @@ def scan_backward_kernel(
                         dstep *= sigmoid(raw)
                     if SOFTPLUS_DONE:
                         dstep *= softplus_slope(step)
-                    dstep = tl.where(alive, dstep, 0.0)
+                    dstep = tl.where(j < alive, dstep, 0.0)
                     dx = step * g_in + skip * g_out
-                    tl.store(ddt + at * E + e, dstep.to(ddt.dtype.element_ty), mask=mask)
-                    tl.store(du + at * E + e, dx.to(du.dtype.element_ty), mask=mask)
+                    tl.store((ddt + at + j * stride_e) + e, dstep.to(ddt.dtype.element_ty), inside)
+                    tl.store((du + at + j * stride_e) + e, dx.to(du.dtype.element_ty), inside)
                     dD_sum += g_out * x
                     dbias_sum += dstep
+                at = at_next
+                at_n -= CHUNK * stride_n
+                at_z -= CHUNK * stride
+                xs = next_xs
+                dts = next_dts
+                dys = next_dys
             tl.debug_barrier()
 
     tl.store(dA + program * share + a_pointers, dA_sum, mask=mask_a)
