@@ -9,54 +9,15 @@ import pytest
 import torch
 
 from helpers import relative_error
-from v2m.ops.core import Direction, PassWeights, Sweep, mixer_core
+from v2m.ops.core import PassWeights, mixer_core
 
 pytest.importorskip("numba")
-from v2m.ops.cpu import core_backward, core_forward, scan_backward, scan_forward
+from cpu_cases import NAMES, RELEASE, by_kernels, corners, make_case
+from v2m.ops import reference
+from v2m.ops.cpu import scan_backward, scan_forward
 from v2m.ops.cpu.backward import SAVED_CHUNK
 from v2m.ops.cpu.jobs import token_pitch
 from v2m.ops.cpu.layout import CHUNK
-
-NAMES = ("u", "z", *(f"{p}.{n}" for p in ("first", "second") for n in PassWeights._fields))
-
-
-def corners(first_window: int = 0, second_window: int = 0) -> tuple[Direction, ...]:
-    return tuple(
-        Direction(Sweep(2, left, first_window), Sweep(1, up, second_window))
-        for left in (False, True)
-        for up in (False, True)
-    )
-
-
-RELEASE = (
-    Direction(Sweep(2), Sweep(1)),
-    Direction(Sweep(1), Sweep(2)),
-    Direction(Sweep(2, True), Sweep(1), (1,)),
-    Direction(Sweep(1, True), Sweep(2), (2,)),
-)
-
-
-def make_weights(inner: int, states: int, rank: int, width: int) -> PassWeights:
-    """Decays from one that forgets at once to one that remembers a hundred steps."""
-    rates = torch.linspace(-3, 2, states).expand(inner, states)
-    return PassWeights(
-        torch.randn(inner, width) / width**0.5,
-        0.3 * torch.randn(inner),
-        torch.randn(rank + states, inner) / inner**0.5,
-        torch.randn(inner, rank) / rank**0.5,
-        torch.randn(inner) - 2,
-        rates + 0.1 * torch.randn(inner, states),
-        torch.randn(inner),
-    )
-
-
-def make_case(batch, height, width, inner, states=4, rank=2, taps=4):
-    grids = [torch.randn(batch, height, width, inner) for _ in range(3)]
-    return (
-        *grids,
-        make_weights(inner, states, rank, taps),
-        make_weights(inner, states, rank, taps),
-    )
 
 
 def by_autograd(backend, dtype, u, z, dy, first, second, directions):
@@ -66,13 +27,6 @@ def by_autograd(backend, dtype, u, z, dy, first, second, directions):
     y = mixer_core(leaves[0], leaves[1], *passes, directions, backend=backend)
     gradients = torch.autograd.grad(y, leaves, dy.to(dtype))
     return {"y": y.detach(), **dict(zip(NAMES, gradients))}
-
-
-def by_kernels(u, z, dy, first, second, directions):
-    """The same from the four functions of the backend."""
-    y, y1 = core_forward(u, z, first, second, directions)
-    du, dz, d_first, d_second = core_backward(dy, u, z, y1, first, second, directions)
-    return {"y": y, **dict(zip(NAMES, (du, dz, *d_first, *d_second)))}
 
 
 def assert_right(u, z, dy, first, second, directions):
@@ -186,8 +140,6 @@ def test_extreme_step_sizes_stay_finite_and_right(softplus):
     u = torch.randn(1, 1, 20, 16) * 1e-6
     A = -torch.logspace(-3, 3, 5).expand(16, 5)
     arguments = (u, dt, A, None, None, None, None, None, softplus, 2, False, None)
-    from v2m.ops import reference
-
     wide = [x.double() if isinstance(x, torch.Tensor) else x for x in arguments]
     expected = reference.selective_scan(*wide)
     y = scan_forward(*arguments)

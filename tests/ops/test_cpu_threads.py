@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip("numba")
 from numba import types
-from test_cpu import by_kernels, corners, make_case
 
+from cpu_cases import by_kernels, corners, make_case
 from v2m.ops.cpu import jobs, parallel
 
 
@@ -95,6 +95,7 @@ def test_on_linux_the_kernels_run_on_the_threads_of_torch():
 def _child(case, expected, queue):
     try:
         assert parallel.thread_count(100) == 1
+        torch.set_num_threads(1)  # as a data loader does: torch's own operators hang without it
         assert_same(by_kernels(*case), expected)
         queue.put("right")
     except BaseException as error:
