@@ -20,9 +20,10 @@ from v2m.errors import InputError
 from .pickles import load_pickle
 from .plain import Plain
 from .published import describe_published, normalize_published
-from .registry import create_model
+from .registry import MODELS, create_model
+from .warm_start import warm_start
 
-__all__ = ["from_checkpoint", "load_strictly", "read_config", "save_model"]
+__all__ = ["from_checkpoint", "hub_config", "load_strictly", "read_config", "save_model"]
 
 WEIGHTS, CONFIG, METADATA_KEY = "model.safetensors", "config.json", "v2m_config"
 
@@ -38,15 +39,18 @@ class _Checkpoint:
 
 
 def from_checkpoint(
-    source: str | os.PathLike | Mapping[str, Tensor], **overrides: Any
+    source: str | os.PathLike | Mapping[str, Tensor], *, into: str | None = None, **overrides: Any
 ) -> nn.Module:
     """A model with the weights of a directory, a file or a state dict, loaded strictly.
 
     Args:
         source: a directory in timm's Hub schema (`config.json`, `model.safetensors`), a
             .safetensors file, a pickled training checkpoint of the published code, or a state dict.
-            Published formats are recognised from names and shapes; published V2M weights give a
-            model with `scan="release"`.
+            Published formats (V2M, Vim, VMamba) are recognised from names and shapes; published V2M
+            weights give a model with `scan="release"`.
+        into: start another model from these weights instead, e.g. "v2m_tiny_patch16_224" from Vim:
+            what corresponds is carried over by the rules of `v2m.models.warm_start`, and
+            `model.warm_start`, a report to print, says what was and what was not.
         overrides: keywords of the model to change, e.g. `scan="corners"`, `img_size=(80, 112)` (the
             position embedding is resampled), `num_classes=5` (a fresh head), `in_chans=1`.
 
@@ -55,6 +59,8 @@ def from_checkpoint(
             tensors, or keys unknown, missing or of another shape (all named).
     """
     found = _read(source)
+    if into is not None:
+        return _warm_start(found, into, overrides)
     arguments = {**found.arguments, **overrides}
     model = create_model(found.architecture, **arguments)
     cfg = dict(model.pretrained_cfg, **found.pretrained_cfg)
@@ -67,6 +73,24 @@ def from_checkpoint(
         cfg.pop("label_names", None)
     model.pretrained_cfg = model.default_cfg = {**cfg, "num_classes": model.num_classes}
     load_strictly(model, _adapt(found, model, overrides))
+    return model.eval()
+
+
+def _warm_start(found: _Checkpoint, into: str, overrides: dict[str, Any]) -> nn.Module:
+    """The model `into`, with the classes and channels of the source unless overridden."""
+    shared = {
+        key: found.arguments[key] for key in ("num_classes", "in_chans") if key in found.arguments
+    }
+    model = create_model(into, **{**shared, **overrides})
+    classes = found.pretrained_cfg.get("label_names")
+    if classes is not None and len(classes) == model.num_classes:
+        model.pretrained_cfg["label_names"] = classes
+    if found.architecture not in MODELS:
+        raise InputError(f"`into` starts from models of this library; got {found.architecture!r}.")
+    model.pretrained_cfg["input_size"] = _input_size(model, model.pretrained_cfg)
+    model.warm_start = warm_start(
+        model, MODELS[found.architecture][0], found.arguments, found.state
+    )
     return model.eval()
 
 
@@ -94,7 +118,7 @@ def save_model(
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = _hub_config(model, label_names, pretrained_cfg or {}, v2m)
+    config = hub_config(model, label_names, pretrained_cfg, v2m)
     text = json.dumps(config, indent=2) + "\n"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
@@ -246,7 +270,13 @@ def _input_size(model: nn.Module, cfg: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(cfg["input_size"]) if config is None else (config.in_chans, *config.img_size)
 
 
-def _hub_config(model, label_names, pretrained_cfg, v2m) -> dict[str, Any]:
+def hub_config(
+    model: nn.Module,
+    label_names: list[str] | None = None,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    v2m: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `config.json` says of a model: how to build it, to prepare its images, its classes."""
     config = getattr(model, "config", None)
     arguments = dict(getattr(model, "_model_args", {})) if config is None else asdict(config)
     source = {
@@ -254,7 +284,7 @@ def _hub_config(model, label_names, pretrained_cfg, v2m) -> dict[str, Any]:
         for key, value in model.pretrained_cfg.items()
         if key not in ("state_dict", "url", "file", "source", "hf_hub_id") and value is not None
     }
-    cfg = {**source, "input_size": _input_size(model, source), **pretrained_cfg}
+    cfg = {**source, "input_size": _input_size(model, source), **(pretrained_cfg or {})}
     cfg["num_classes"] = model.num_classes
     names = label_names if label_names is not None else cfg.get("label_names")
     cfg.pop("label_names", None)

@@ -13,7 +13,7 @@ from v2m.layers import BidirectionalMixer
 
 from .plain import PatchConfig, Plain
 
-__all__ = ["Vim", "VimConfig"]
+__all__ = ["Vim", "VimConfig", "take_out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +58,16 @@ class Vim(Plain):
     def resample_position(
         self, position: Tensor, grid: tuple[int, int], old: tuple[int, int]
     ) -> Tensor:
-        token, patches = _take_out(position)
+        token, patches = take_out(position)
         return _insert(super().resample_position(patches, grid, old), token)
 
     def _feature_map(self, x: Tensor, images: Tensor) -> Tensor:
         patch = self.config.patch_size
         height, width = (-(-side // patch) for side in images.shape[-2:])
-        return _take_out(x.squeeze(1))[1].reshape(x.shape[0], height, width, x.shape[-1])
+        return take_out(x.squeeze(1))[1].reshape(x.shape[0], height, width, x.shape[-1])
 
     def _pool(self, x: Tensor) -> Tensor:
-        token, patches = _take_out(x.squeeze(1))
+        token, patches = take_out(x.squeeze(1))
         if self.global_pool == "token":
             return token.squeeze(1)
         return super()._pool(patches.unsqueeze(1)) if self.global_pool else x
@@ -79,7 +79,7 @@ def _insert(sequence: Tensor, token: Tensor) -> Tensor:
     return torch.cat((sequence[:, :middle], token, sequence[:, middle:]), dim=1)
 
 
-def _take_out(sequence: Tensor) -> tuple[Tensor, Tensor]:
+def take_out(sequence: Tensor) -> tuple[Tensor, Tensor]:
     """(B, L + 1, D) -> the token in the middle (B, 1, D) and the rest (B, L, D)."""
     middle = (sequence.shape[1] - 1) // 2
     rest = torch.cat((sequence[:, :middle], sequence[:, middle + 1 :]), dim=1)

@@ -5,6 +5,7 @@ several starting points that share one set of weights, summed. A compiled backen
 it as one operator; the composition below, on top of the plain scans, says what it has to compute.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -76,33 +77,53 @@ def mixer_core(
     else:
         from . import library  # registers the compiled operators, so only where one is wanted
 
-        y = library.mixer_core(u, z, first, second, directions, name)
+        if z is None or first.conv_weight is None or second.conv_weight is None:
+            scan = partial(_compiled_scan, library.selective_scan, name)
+            y = _compose(scan, u, z, first, second, directions)
+        else:
+            y = library.mixer_core(u, z, first, second, directions, name)
     return y.transpose(1, 2) if transpose else y
+
+
+def _compiled_scan(scan, name, *arguments):
+    return scan(*arguments, name)
 
 
 def _compose(scan, u, z, first, second, directions):
     """The definition of `mixer_core` for a backend that has only a scan."""
-    handed_over = {
-        sweep: _pass(scan, u, z, first, sweep, is_first=True).to(u.dtype)
-        for sweep in distinct_sweeps(directions)
-    }
-    total = None
-    for direction in directions:
-        y = _pass(scan, handed_over[direction.first], z, second, direction.second, is_first=False)
-        y = y.flip(direction.mirror) if direction.mirror else y
+    handed_over, inputs = {}, {}
+    for sweep in distinct_sweeps(directions):
+        # Without a convolution, what enters the scan does not depend on the sweep.
+        order = None if first.conv_weight is None else sweep[:2]
+        if order not in inputs:
+            inputs[order] = _inputs(u, first, sweep)
+        y = _pass(scan, inputs[order], z, first, sweep, is_first=True)
+        handed_over[sweep] = y.to(u.dtype)
+    total, inputs = None, {}
+    for start, sweep, mirror in directions:
+        order = start, None if second.conv_weight is None else sweep[:2]
+        if order not in inputs:
+            inputs[order] = _inputs(handed_over[start], second, sweep)
+        y = _pass(scan, inputs[order], z, second, sweep, is_first=False)
+        y = y.flip(mirror) if mirror else y
         total = y if total is None else total + y  # in the dtype of the state
     return (total * (2 / len(directions))).to(u.dtype)
 
 
-def _pass(scan, u, z, weights, sweep, *, is_first):
-    """Convolution, projections, scan, skip and gate of one sweep, in the dtype of the state."""
+def _inputs(u, weights, sweep):
+    """What one sweep scans, its step sizes, and its B or C: convolution and projections."""
     if weights.conv_weight is not None:
         u = F.silu(causal_conv(u, weights.conv_weight, weights.conv_bias, *sweep[:2])).to(u.dtype)
     rank = weights.dt_proj.shape[1]
     low_rank, B_or_C = F.linear(u, weights.x_proj.to(u.dtype)).split(
         [rank, weights.x_proj.shape[0] - rank], dim=-1
     )  # (B, H, W, R), (B, H, W, N)
-    dt = F.linear(low_rank, weights.dt_proj.to(u.dtype))  # (B, H, W, E)
+    return u, F.linear(low_rank, weights.dt_proj.to(u.dtype)), B_or_C
+
+
+def _pass(scan, inputs, z, weights, sweep, *, is_first):
+    """Scan, skip and gate of one sweep, in the dtype of the state."""
+    u, dt, B_or_C = inputs
     A = -torch.exp(weights.A_log.to(torch.promote_types(u.dtype, torch.float32)))
     B, C = (B_or_C, None) if is_first else (None, B_or_C)
     axis, reverse, window = sweep

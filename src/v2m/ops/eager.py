@@ -55,6 +55,10 @@ def _recurrence(
     window: int | None,
 ) -> Tensor:
     """sum_n C h with h = exp(dt A) h + B x along `axis`, (B, H, W, E)."""
+    if torch.compiler.is_exporting():
+        from .exported import recurrence  # an exported loop would have a fixed length
+
+        return recurrence(dt, x, A, B, C, axis, reverse, window)
     length = dt.shape[axis]
     nothing = (None,) * length
     # unbind once: indexing inside the loop would make the backward quadratic in the length.

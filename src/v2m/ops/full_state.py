@@ -74,6 +74,10 @@ def _recurrence(dt: Tensor, x: Tensor, A_log: Tensor, sweep: Sweep) -> Tensor:
     """Every h_i = exp(dt_i A) h_{i-1} + x_i along the sweep, (B, H, W, E, N)."""
     axis, reverse, window = sweep
     A = -torch.exp(A_log.to(dt.dtype))  # (E, N)
+    if torch.compiler.is_exporting():
+        from .exported import state_recurrence  # an exported loop would have a fixed length
+
+        return state_recurrence(dt, x, A, axis, reverse, window)
     dts, xs = dt.unsqueeze(-1).unbind(axis), x.unbind(axis)
     length = len(xs)
     hs = list(xs)
