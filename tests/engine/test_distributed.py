@@ -132,5 +132,5 @@ def test_devices() -> None:
     assert choose_device("cpu", Ranks()).type == "cpu"
     assert choose_device("auto", Ranks()).type in ("cpu", "cuda", "mps")
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
-    with pytest.raises(InputError, match=rf"run\.device = '{absent}' is not available .*cpu"):
+    with pytest.raises(InputError, match=rf"device '{absent}' is not available .*cpu"):
         choose_device(absent, Ranks())

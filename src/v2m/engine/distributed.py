@@ -87,7 +87,7 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
         name = next(
             kind for kind, here in available.items() if here and (kind != "mps" or ranks.world == 1)
         )
-    if not available[name]:
+    if not available.get(name, False):
         here = ", ".join(kind for kind, there in available.items() if there)
-        raise InputError(f"run.device = {name!r} is not available on this machine; it has {here}.")
+        raise InputError(f"device {name!r} is not available on this machine; it has {here}.")
     return torch.device("cuda", ranks.local_rank) if name == "cuda" else torch.device(name)

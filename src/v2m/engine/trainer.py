@@ -226,20 +226,12 @@ def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str
     loader = open_loader(session.config, state.model, test_set, ranks)
     reporter.start_evaluation("test", len(test_set))
     result = _evaluate(session, loader, on_batch=reporter.evaluated)
-    generator = torch.Generator().manual_seed(SHUFFLE_SEED)
-    size = patch_size(state.evaluated)
-    reporter.start_evaluation("test, patches shuffled", len(test_set))
-    shuffled = _evaluate(
-        session,
-        loader,
-        on_batch=reporter.evaluated,
-        transform=lambda images: shuffle_patches(images, size, generator),
-    )
+    shuffled = _shuffled_accuracy(session, loader, reporter)
     record = {
         "kind": "test",
         "epoch": state.epoch,
         **result.summary(),
-        "shuffled_top1": shuffled.top1,
+        "shuffled_top1": shuffled,
         "data": test_set.name,
         "skipped": len(loader.skipped),
         "seconds": state.seconds,
@@ -259,6 +251,23 @@ def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str
     _mention_skipped(loader, reporter)
     ranks.barrier()
     return record
+
+
+def _shuffled_accuracy(session: Session, loader: Loader, reporter: Reporter) -> float | None:
+    """Top-1 with the patches of each image in random order; None for a model without patches."""
+    size = patch_size(session.state.evaluated)
+    _, height, width = loader.input_size
+    if size is None or height % size[0] or width % size[1]:
+        return None
+    generator = torch.Generator().manual_seed(SHUFFLE_SEED)
+    reporter.start_evaluation("test, patches shuffled", len(loader.dataset))
+    result = _evaluate(
+        session,
+        loader,
+        on_batch=reporter.evaluated,
+        transform=lambda images: shuffle_patches(images, size, generator),
+    )
+    return result.top1
 
 
 def _introduce(session: Session, reporter: Reporter) -> None:

@@ -82,6 +82,11 @@ def evaluate_on(
     transform = None
     if shuffled:
         generator, size = torch.Generator().manual_seed(seed), patch_size(model)
+        if size is None:
+            raise InputError(
+                f"{type(model).__name__} has no patches of one size, so they cannot be shuffled: "
+                "leave --shuffle-patches out."
+            )
 
         def transform(images: torch.Tensor) -> torch.Tensor:
             return shuffle_patches(images, size, generator)

@@ -13,10 +13,17 @@ from v2m.engine.config import (
 
 
 def finetune() -> TrainConfig:
-    """Weights of --set model.checkpoint=PATH on a folder of images of your own, 20 epochs.
+    """Weights that exist, on a folder of images of your own: 20 epochs.
 
-    Command: `v2m train --recipe finetune --data photos/ --set model.checkpoint=runs/tiny --output
-    runs/photos`
+    The weights are the folder of a run, a checkpoint, or a published one: whatever
+    `v2m.from_checkpoint` reads. Earlier layers learn more slowly (layer-wise decay 0.75); another
+    resolution is `--set model.img_size=160`.
+
+    Command: `v2m train --recipe finetune --data photos/ --set model.checkpoint=runs/imagenet_tiny
+        --output runs/photos`
+    Hardware: one GPU, or a CPU for small images and models.
+    Time: depends on the model and the images; `--set run.limit_batches=20` makes a dry run.
+    Result: depends on the images.
     """
     return TrainConfig(
         data=DatasetConfig(batch_size=64, workers=4),
