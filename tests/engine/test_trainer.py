@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interruptions import Killed, kill, stop_at
 from safetensors.torch import load_file
 
 import v2m
+from interruptions import Killed, kill, stop_at
 from v2m.engine import loop as loop_module
 from v2m.engine import trainer as trainer_module
 from v2m.engine.config import TrainConfig, apply_overrides
@@ -315,6 +317,51 @@ def test_a_non_finite_step_changes_nothing_and_is_kept(
     values = json.loads((run / "non_finite" / "training_state.json").read_text())
     assert values["position"]["step"] == 3
     assert "not finite" in values["message"]
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
+    tmp_path: Path, whole: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    original = trainer_module.write_state
+
+    def write_state(folder: Path, state: Any, **keywords: Any) -> None:
+        original(folder, state, **keywords)
+        if state.step == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "write_state", write_state)
+        with pytest.raises(InputError, match=r"step 10 cannot be written.*No space left.*--resume"):
+            train(config, run)
+    assert [f.name for f in RunDirectory(run).store.folders()] == ["step-00000005"]
+    train(config, run, resume=True)
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["run.grad_checkpointing=true", pytest.param("run.compile=true", marks=pytest.mark.slow)],
+)
+def test_other_ways_to_compute_the_same(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    compiled: list[Any] = []
+    original = torch.compile
+
+    def compile_model(model: torch.nn.Module) -> Any:
+        compiled.append(model)
+        return original(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_model)
+    short = apply_overrides(config, ["model.kwargs.depth=1", "run.limit_batches=3"])
+    train(short, tmp_path / "plain")
+    train(apply_overrides(short, [setting]), tmp_path / "other")
+    assert len(compiled) == (setting == "run.compile=true")
+    plain, other = (RunDirectory(tmp_path / n).records() for n in ("plain", "other"))
+    for one, two in zip(plain[:-1], other[:-1]):
+        for key in ("train_loss", "gradient_norm", "validation_loss"):
+            assert one[key] == pytest.approx(two[key], rel=1e-4), key
 
 
 def test_gradients_do_not_depend_on_the_accumulation(tmp_path: Path, config: TrainConfig) -> None:

@@ -130,7 +130,7 @@ def _forward(loop: Loop, images: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     logits = logits.float()  # (B, K)
     loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
     truth = targets if targets.ndim == 1 else targets.argmax(1)
-    return loss, (logits.detach().argmax(1) == truth).sum()
+    return loss, (logits.detach().argmax(1) == truth).float().sum()
 
 
 def _without_exchange(network: nn.Module, hold: bool) -> AbstractContextManager:

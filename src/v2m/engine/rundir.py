@@ -53,7 +53,12 @@ class RunDirectory:
             return []
         lines = self.metrics.read_text().split("\n")
         complete = lines[:-1]  # what follows the last newline was not written to its end
-        return [json.loads(line) for line in complete if line]
+        try:
+            return [json.loads(line) for line in complete if line]
+        except ValueError as error:
+            raise InputError(
+                f"{self.metrics} cannot be read: {error}. Repair it, or pass --overwrite."
+            ) from error
 
     def finished(self) -> dict[str, Any] | None:
         """The figures of the test images if the run is finished."""

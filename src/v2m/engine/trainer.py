@@ -167,7 +167,14 @@ def _save(session: Session, run: RunDirectory) -> None:
     if session.ranks.first:
         extra = {"position": state.position(meter), "config": to_dict(session.config)}
         write = partial(write_state, state=state, description=session.description, extra=extra)
-        run.store.save(state.step, write)
+        try:
+            run.store.save(state.step, write)
+        except OSError as error:
+            raise InputError(
+                f"the checkpoint of step {state.step} cannot be written to {run.store.root}: "
+                f"{error}. "
+                "The one before is untouched: make room, then go on with --resume."
+            ) from error
     session.ranks.barrier()
 
 
