@@ -107,7 +107,7 @@ def test_it_erases_one_rectangle_of_timms_size(mode: str) -> None:
     config = replace(PLAIN, random_erasing=0.25, erasing_mode=mode)
     load = ArrayBatches(dataset, config, is_training=True, mean=(0.0,), std=(1.0,), seed=0)
     images, _ = load(0, np.arange(250), np.zeros(250, dtype=int))
-    shares = []
+    shares, edges = [], set()
     for image in images[:, 0]:
         erased = image != 1
         if not erased.any():
@@ -118,7 +118,11 @@ def test_it_erases_one_rectangle_of_timms_size(mode: str) -> None:
         assert len(box.unique()) == 1 if mode != "pixel" else len(box.unique()) > 4
         assert mode != "const" or (box == 0).all()
         shares.append(box.numel() / image.numel())
+        if box.shape[0] < 28 and box.shape[1] < 20:
+            edges |= {("top", int(rows.min())), ("bottom", int(rows.max()))}
+            edges |= {("left", int(columns.min())), ("right", int(columns.max()))}
     assert 35 < len(shares) < 90  # a quarter of 250
+    assert {("top", 0), ("bottom", 27), ("left", 0), ("right", 19)} <= edges
     assert 0.01 < min(shares) < 0.06
     assert 0.28 < max(shares) < 0.36
     if mode == "pixel":
