@@ -65,34 +65,31 @@ class CrossScan2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D)."""
         u = F.silu(self.conv2d(self.in_proj(x)))  # (B, H, W, E)
-        As = decay_rates(self.A_logs).chunk(ROUTES)
-        Ds = self.Ds.chunk(ROUTES)
-        total = None
-        for route in range(ROUTES):
-            y = self._route(u, route, As[route], Ds[route])
-            total = y if total is None else total + y
-        return self.out_proj(self.out_norm(total))
+        by_rows = self._both_ways(u, 0)
+        by_columns = self._both_ways(u.transpose(1, 2), 1).transpose(1, 2)
+        return self.out_proj(self.out_norm(by_rows + by_columns.contiguous()))
 
-    def _route(self, u: Tensor, route: int, A: Tensor, D: Tensor) -> Tensor:
-        """One of the four scans, on the pixels it came from, (B, H, W, E)."""
-        by_columns, backwards = route % 2 == 1, route >= 2
-        grid = u.transpose(1, 2) if by_columns else u
+    def _both_ways(self, grid: Tensor, route: int) -> Tensor:
+        """The sum of one route and of its reverse, which is two further on, (B, H, W, E)."""
         line = grid.flatten(1, 2).unsqueeze(1)  # (B, 1, L, E)
+        y = self._scan(line, route, reverse=False) + self._scan(line, route + 2, reverse=True)
+        return y.reshape(grid.shape)
+
+    def _scan(self, line: Tensor, route: int, *, reverse: bool) -> Tensor:
+        """One scan along the line with the weights of its route, (B, 1, L, E)."""
         projected = F.linear(line, self.x_proj_weight[route].to(line.dtype))
         low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        y = selective_scan(
+        return selective_scan(
             line,
             F.linear(low_rank, self.dt_projs_weight[route].to(line.dtype)),
-            A,
+            decay_rates(self.A_logs.chunk(ROUTES)[route]),
             B,
             C,
-            D,
+            self.Ds.chunk(ROUTES)[route],
             dt_bias=self.dt_projs_bias[route],
             axis=2,
-            reverse=backwards,
+            reverse=reverse,
         )
-        y = y.reshape(grid.shape)
-        return y.transpose(1, 2) if by_columns else y
 
     def multiply_adds(self, tokens: int) -> int:
         """Of one forward pass over `tokens` tokens; see `v2m.models.table`."""
