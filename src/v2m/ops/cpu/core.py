@@ -11,8 +11,8 @@ from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
 from .jobs import (
     GROUPS,
-    LOG2_E,
     Job,
+    decay_rates,
     grid,
     pack,
     pad,
@@ -90,7 +90,7 @@ def packed_parts(weights: PassWeights) -> list[Tensor]:
         weights.x_proj,
         weights.dt_proj.t(),
         weights.dt_bias,
-        (weights.A_log.detach().float().exp() * -LOG2_E).t(),
+        decay_rates(-weights.A_log.detach().float().exp()),
         weights.D,
     ]
 

@@ -20,8 +20,8 @@ from .vector import LANES
 
 __all__ = [
     "GROUPS",
-    "LOG2_E",
     "Job",
+    "decay_rates",
     "grid",
     "pack",
     "pad",
@@ -165,6 +165,12 @@ def _fingerprint() -> str:
 def pack(parts: list[Tensor]) -> Tensor:
     """Parameters one after another in fp32, channels last and padded to whole vectors."""
     return torch.cat([pad(part.detach().float()).reshape(-1) for part in parts])
+
+
+def decay_rates(A: Tensor) -> Tensor:
+    """(N, E): what dt is multiplied with to have the decay as a power of two; finite where A is."""
+    largest = torch.finfo(torch.float32).max
+    return (A * LOG2_E).clamp(-largest, largest).t()
 
 
 def unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:

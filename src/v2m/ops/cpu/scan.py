@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
-from .jobs import GROUPS, LOG2_E, Job, grid, pack, pad, run, sweep_row, token_pitch, unpack
+from .jobs import GROUPS, Job, decay_rates, grid, pack, pad, run, sweep_row, token_pitch, unpack
 from .vector import LANES
 
 __all__ = ["scan_backward", "scan_forward"]
@@ -95,7 +95,7 @@ def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
     return [
         nothing,
         nothing if dt_bias is None else dt_bias,
-        (A.detach().float() * LOG2_E).t(),
+        decay_rates(A.detach().float()),
         nothing if D is None else D,
     ]
 

@@ -8,6 +8,7 @@ auto-vectoriser, which gives up on loops with as many pointers as a scan has.
 
 from __future__ import annotations
 
+import math
 import operator
 
 import llvmlite.binding
@@ -56,6 +57,7 @@ SERIES = (
 )
 LOG2_E = 1.4426950216293335  # in fp32
 LOG2_E_REST = 1.9259629911266175e-08
+SMALLEST, LARGEST = -87.3, 88.3  # exponents whose power of e is surely a normal fp32 number
 ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
 
 
@@ -243,10 +245,10 @@ def _power_of_two(builder, shifted, fraction):
 
 @intrinsic
 def exp2(typing_context, exponent):
-    """2^exponent; below -126 it stays 2^-126, from 128 on it is infinite."""
+    """2^exponent; up to -127 it is zero, from 128 on infinite."""
 
     def generate(context, builder, signature, arguments):
-        x = _clamp(builder, arguments[0], -126.0, 128.0)
+        x = _clamp(builder, arguments[0], -127.0, 128.0)
         shifted = builder.fadd(x, _constant(ROUND))
         fraction = builder.fsub(x, builder.fsub(shifted, _constant(ROUND)))
         return _power_of_two(builder, shifted, fraction)
@@ -256,15 +258,19 @@ def exp2(typing_context, exponent):
 
 @intrinsic
 def exp(typing_context, exponent):
-    """e^exponent, also right to the last bits where the exponent is large; from -87.3 to 88.3."""
+    """e^exponent, as exact for large exponents; zero below -87.3, infinite above 88.3."""
 
     def generate(context, builder, signature, arguments):
-        x = _clamp(builder, arguments[0], -87.33654, 88.37626)  # 2^127.5: no infinity
+        x = _clamp(builder, arguments[0], SMALLEST, LARGEST)
         shifted = _fma(builder, x, _constant(LOG2_E), _constant(ROUND))
         whole = builder.fsub(shifted, _constant(ROUND))
         fraction = _fma(builder, x, _constant(LOG2_E), builder.fneg(whole))
         fraction = _fma(builder, x, _constant(LOG2_E_REST), fraction)
-        return _power_of_two(builder, shifted, fraction)
+        power = _power_of_two(builder, shifted, fraction)
+        for compare, bound, limit in (("<", SMALLEST, 0.0), (">", LARGEST, math.inf)):
+            beyond = builder.fcmp_ordered(compare, arguments[0], _constant(bound))
+            power = builder.select(beyond, _constant(limit), power)
+        return power
 
     return vector(vector), generate
 
