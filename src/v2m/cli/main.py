@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model on a folder of images or a named data set",
     "evaluate": "measure a trained model on a data set",
     "predict": "classify images with a trained model",
+    "export": "write a trained model as an ONNX or torch.export file",
     "report": "write the report of a training run again",
     "models": "list the models: parameters, GFLOPs, input size",
     "data": "list the data sets, or fetch one",

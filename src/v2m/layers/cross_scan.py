@@ -66,14 +66,14 @@ class CrossScan2d(nn.Module):
         """(B, H, W, D) -> (B, H, W, D)."""
         u = F.silu(self.conv2d(self.in_proj(x)))  # (B, H, W, E)
         by_rows = self._both_ways(u, 0)
-        by_columns = self._both_ways(u.transpose(1, 2), 1).transpose(1, 2)
+        by_columns = self._both_ways(u.transpose(1, 2).contiguous(), 1).transpose(1, 2)
         return self.out_proj(self.out_norm(by_rows + by_columns.contiguous()))
 
     def _both_ways(self, grid: Tensor, route: int) -> Tensor:
         """The sum of one route and of its reverse, which is two further on, (B, H, W, E)."""
         line = grid.flatten(1, 2).unsqueeze(1)  # (B, 1, L, E)
         y = self._scan(line, route, reverse=False) + self._scan(line, route + 2, reverse=True)
-        return y.reshape(grid.shape)
+        return y.squeeze(1).unflatten(1, grid.shape[1:3])
 
     def _scan(self, line: Tensor, route: int, *, reverse: bool) -> Tensor:
         """One scan along the line with the weights of its route, (B, 1, L, E)."""
