@@ -21,11 +21,13 @@ from .pickles import load_pickle
 from .plain import Plain
 from .published import describe_published, normalize_published
 from .registry import MODELS, create_model
+from .schema import check_depth, checked_config
 from .warm_start import warm_start
 
 __all__ = ["from_checkpoint", "hub_config", "load_strictly", "read_config", "save_model"]
 
 WEIGHTS, CONFIG, METADATA_KEY = "model.safetensors", "config.json", "v2m_config"
+_WRAPPERS = ("module.", "_orig_mod.")  # distributed training and torch.compile put these in front
 
 
 @dataclass
@@ -62,9 +64,12 @@ def from_checkpoint(
     if into is not None:
         return _warm_start(found, into, overrides)
     arguments = {**found.arguments, **overrides}
+    if found.architecture in MODELS:
+        _check_sizes(found, arguments, overrides)
     model = create_model(found.architecture, **arguments)
-    cfg = dict(model.pretrained_cfg, **found.pretrained_cfg)
-    if overrides.keys() & {"img_size", "in_chans"} or "input_size" not in found.pretrained_cfg:
+    stated = {key: value for key, value in found.pretrained_cfg.items() if value is not None}
+    cfg = {**model.pretrained_cfg, **stated}
+    if overrides.keys() & {"img_size", "in_chans"} or "input_size" not in stated:
         cfg["input_size"] = _input_size(model, cfg)
     for key in ("mean", "std"):
         if len(cfg[key]) != cfg["input_size"][0]:
@@ -74,6 +79,20 @@ def from_checkpoint(
     model.pretrained_cfg = model.default_cfg = {**cfg, "num_classes": model.num_classes}
     load_strictly(model, _adapt(found, model, overrides))
     return model.eval()
+
+
+def _check_sizes(
+    found: _Checkpoint, arguments: dict[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Compare all shapes before any memory is taken for the sizes that a file states."""
+    check_depth(arguments, len(found.state))
+    try:
+        with torch.device("meta"):
+            model = create_model(found.architecture, **arguments)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"no model of the sizes {arguments} can be built: {first}.") from error
+    _compare(model, _adapt(found, model, overrides))
 
 
 def _warm_start(found: _Checkpoint, into: str, overrides: dict[str, Any]) -> nn.Module:
@@ -136,11 +155,16 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}.") from error
-    return _checked_config(config, str(path))
+    return checked_config(config, str(path))
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load every tensor, or raise an InputError that names what does not fit."""
+    _compare(model, state)
+    model.load_state_dict(state)
+
+
+def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     problems = []
     for what, names in (
@@ -160,7 +184,6 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             problems.append(f"{what}: {'; '.join(names[:8])}{more}")
     if problems:
         raise InputError("the checkpoint does not fit the model; " + ". ".join(problems) + ".")
-    model.load_state_dict(state)
 
 
 def _read(source: str | os.PathLike | Mapping[str, Tensor]) -> _Checkpoint:
@@ -192,25 +215,22 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
         config = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}.") from error
-    return state, None if config is None else _checked_config(config, str(path))
-
-
-def _checked_config(config: Any, where: str) -> dict[str, Any]:
-    expected = {"architecture": str, "model_args": dict, "pretrained_cfg": dict}
-    if not isinstance(config, dict):
-        raise InputError(f"{where} must hold a JSON object; got {type(config).__name__}.")
-    for key, kind in expected.items():
-        if not isinstance(config.get(key, kind()), kind) or "architecture" not in config:
-            raise InputError(f"{where}: key {key!r} must be a {kind.__name__} and present.")
-    return config
+    return state, None if config is None else checked_config(config, str(path))
 
 
 def _own(config: dict[str, Any], state: dict[str, Tensor]) -> _Checkpoint:
     cfg = dict(config.get("pretrained_cfg", {}))
     arguments = dict(config.get("model_args", {}))
-    arguments.setdefault("num_classes", config.get("num_classes", cfg.get("num_classes", 1000)))
-    if config.get("label_names") is not None:
-        cfg["label_names"] = config["label_names"]
+    classes = config.get("num_classes", cfg.get("num_classes"))
+    arguments.setdefault("num_classes", 1000 if classes is None else classes)
+    names = config.get("label_names")
+    if names is not None and len(names) != arguments["num_classes"]:
+        raise InputError(
+            f"the configuration has {len(names)} label names for"
+            f" {arguments['num_classes']} classes."
+        )
+    if names is not None:
+        cfg["label_names"] = names
     return _Checkpoint(state, config["architecture"], arguments, cfg)
 
 
@@ -232,9 +252,8 @@ def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
             raise InputError(
                 f"{where}: expected names and tensors; {name!r} is a {type(tensor).__name__}."
             )
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 

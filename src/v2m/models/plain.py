@@ -85,7 +85,8 @@ class PlainConfig(PatchConfig):
 
 
 def _check_windows(windows, directions: int) -> tuple[tuple[int, ...], ...]:
-    rows = [list(row) if isinstance(row, list | tuple) else row for row in windows]
+    rows = windows if isinstance(windows, list | tuple) else []
+    rows = [list(row) if isinstance(row, list | tuple) else row for row in rows]
     fits = rows and all(
         isinstance(row, list)
         and len(row) == directions

@@ -127,4 +127,6 @@ def _get(state: State, name: str, dims: int) -> Tensor:
     if state[name].dim() != dims:
         shape = tuple(state[name].shape)
         raise InputError(f"tensor {name!r} must have {dims} dimensions; got {shape}.")
+    if state[name].numel() == 0:
+        raise InputError(f"tensor {name!r} is empty, {tuple(state[name].shape)}.")
     return state[name]
