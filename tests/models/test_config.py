@@ -40,6 +40,11 @@ WRONG = [
     ({"img_size": "64"}, "`img_size` must be"),
     ({"img_size": 65}, "`img_size` must have a height and width that are multiples of the patch"),
     ({"img_size": (64, 72)}, "got 64 x 72. Resize or crop, or build the model with dynamic_img_pa"),
+    (
+        {"windows": 7},
+        "`windows` must have a row for each layer (repeated over the depth) of 4 whole",
+    ),
+    ({"windows": ((0, 7),)}, "one a direction, 0 for the whole grid; got ((0, 7),)."),
     ({"dynamic_img_pad": "yes"}, "`dynamic_img_pad` must be True or False; got 'yes'."),
 ]
 
