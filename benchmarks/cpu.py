@@ -52,11 +52,11 @@ WORKLOADS = {
     ),
     "training_8": Workload(
         contestants=((TINY, "eager"), (TINY, "cpu"), (DEIT, None)),
-        batch=8, training=True, model_args={}, rounds=5,
+        batch=8, training=True, model_args={}, rounds=3,
     ),
     "demo_training": Workload(
         contestants=((DEMO, "eager"), (DEMO, "cpu")),
-        batch=128, training=True, model_args={"num_classes": 10, "in_chans": 1}, rounds=9,
+        batch=128, training=True, model_args={"num_classes": 10, "in_chans": 1}, rounds=5,
     ),
 }  # fmt: skip
 
