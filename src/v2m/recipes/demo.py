@@ -8,6 +8,7 @@ from v2m.data import SMALL_IMAGES
 from v2m.engine.config import (
     DatasetConfig,
     EmaConfig,
+    MixConfig,
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
@@ -28,9 +29,10 @@ def demo() -> TrainConfig:
     """
     return TrainConfig(
         model=ModelConfig(name="v2m_nano_patch4_28"),
-        data=DatasetConfig(name="fashion-mnist-small", batch_size=32),
+        data=DatasetConfig(name="fashion-mnist-small", batch_size=64),
         augment=replace(SMALL_IMAGES, crop_padding=1, random_erasing=0.0),
-        optim=OptimConfig(lr=2.5e-3, weight_decay=0.1),
-        schedule=ScheduleConfig(epochs=16, warmup_epochs=1.0),
+        mix=MixConfig(mixup=0.2, probability=0.5),
+        optim=OptimConfig(lr=4e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(epochs=18, warmup_epochs=1.0),
         ema=EmaConfig(decay=0.998),
     )
