@@ -117,7 +117,7 @@ def test_the_final_norm_is_for_the_last_map_alone():
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_copies_checkpointing(name):
     model = small(name, num_classes=5).train()
-    images = images_for(model)
+    images = images_for(model, size=(64, 96))  # a line of one token has no use for A
     torch.manual_seed(3)
     model(images).square().sum().backward()
     grads = {key: p.grad.clone() for key, p in model.named_parameters()}
