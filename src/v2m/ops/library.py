@@ -1,8 +1,8 @@
 """The compiled backends as operators of PyTorch: `v2m::selective_scan` and `v2m::mixer_core`.
 
-One definition for all backends: the schema, the fake (shapes for `torch.compile`), the gradient, the
-autocast rule and the FLOP formula. What runs is a module with four functions, chosen by name: see
-`_implementation`. To `torch.compile` each operator is opaque.
+One definition for all backends: the schema, the fake (shapes for `torch.compile`), the gradient,
+the autocast rule and the FLOP formula. What runs is a module with four functions, chosen by name:
+see `_implementation`. To `torch.compile` each operator is opaque.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def mixer_core(
     backend: str,
 ) -> Tensor:
     """`v2m.ops.core.mixer_core` on a compiled backend, before the transposition."""
-    return torch.ops.v2m.mixer_core(
-        u, z, list(first), list(second), _encode(directions), backend
-    )[0]
+    return torch.ops.v2m.mixer_core(u, z, list(first), list(second), _encode(directions), backend)[
+        0
+    ]
 
 
 def _implementation(backend: str) -> ModuleType:
@@ -67,7 +67,9 @@ def _implementation(backend: str) -> ModuleType:
     elif backend == "cpu":
         from . import cpu as module
     else:
-        raise InputError(f"`backend` must be 'cpu' or 'triton' for a compiled operator; got {backend!r}.")
+        raise InputError(
+            f"`backend` must be 'cpu' or 'triton' for a compiled operator; got {backend!r}."
+        )
     return module
 
 
@@ -219,9 +221,7 @@ def _register(name, function, fake, gradient=_once_only, setup=None, autocast=No
         if autocast is not None:
             _register_autocast(name, autocast, device)
     torch.library.register_fake(f"v2m::{name}", fake, lib=_library)
-    torch.library.register_autograd(
-        f"v2m::{name}", gradient, setup_context=setup, lib=_library
-    )
+    torch.library.register_autograd(f"v2m::{name}", gradient, setup_context=setup, lib=_library)
 
 
 _register("selective_scan", _scan, _scan_fake, _scan_gradient, _scan_setup, _scan_autocast)

@@ -12,17 +12,10 @@ from torch import Tensor
 from v2m.errors import InputError
 
 from ..core import Direction, PassWeights, distinct_sweeps
-from .launch import Scan, grid_of, on_device, token_rows
+from . import launchers
 from .gate import least_gate
-from .launchers import (
-    Gate,
-    ScanInputs,
-    gate,
-    project,
-    project_backward,
-    scan_backward as _scan_backward,
-    scan_forward as _scan_forward,
-)
+from .launch import Scan, grid_of, on_device, token_rows
+from .launchers import Gate, ScanInputs
 
 __all__ = ["core_backward", "core_forward", "scan_backward", "scan_forward"]
 
@@ -36,7 +29,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
         return y
     inputs, scan = _scan_inputs(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
     with on_device(u):
-        return _scan_forward(inputs, grid_of(u), [scan], y, summed=True)
+        return launchers.scan_forward(inputs, grid_of(u), [scan], y, summed=True)
 
 
 def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window):
@@ -47,7 +40,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, wi
         return tuple(None if x is None else torch.zeros_like(x) for x in originals)
     dz = None if z is None else torch.empty(u.shape, dtype=z.dtype, device=u.device)
     with on_device(u):
-        grads = _scan_backward(
+        grads = launchers.scan_backward(
             dy.contiguous(), inputs, grid_of(u), [scan], dz, dy_slots=False
         )
     projected = [
@@ -78,11 +71,11 @@ def core_forward(
         x, x_stride = token_rows(u)
         gate, z_stride = token_rows(z)
         inputs, _ = _pass_inputs(x, x_stride, gate, z_stride, first, grid, scans1, True, False)
-        _scan_forward(inputs, grid, scans1, y1, summed=False)
+        launchers.scan_forward(inputs, grid, scans1, y1, summed=False)
         inputs, _ = _pass_inputs(
             y1, grid.channels, gate, z_stride, second, grid, scans2, False, False
         )
-        _scan_forward(inputs, grid, scans2, y, summed=True, scale=2 / len(directions))
+        launchers.scan_forward(inputs, grid, scans2, y, summed=True, scale=2 / len(directions))
     return y, y1
 
 
@@ -96,7 +89,7 @@ def core_backward(
     second: PassWeights,
     directions: tuple[Direction, ...],
 ) -> tuple[Tensor, Tensor, PassWeights, PassWeights]:
-    """Gradients of u, z and of both passes' weights; `dy` is that of y, `y` and `y1` as returned."""
+    """Gradients of u, z and of both passes' weights; dy is that of y, and y, y1 as returned."""
     if u.numel() == 0:
         zeros = [PassWeights(*map(torch.zeros_like, weights)) for weights in (first, second)]
         return torch.zeros_like(u), torch.zeros_like(z), *zeros
@@ -111,22 +104,22 @@ def core_backward(
             y1, grid.channels, z, z_stride, second, grid, scans2, False, True
         )
         if any(scan.mirror for scan in scans2):
-            grads = _scan_backward(dy, inputs, grid, scans2, dz, dy_slots=False, scale=scale)
+            grads = launchers.scan_backward(
+                dy, inputs, grid, scans2, dz, dy_slots=False, scale=scale
+            )
             before = Gate(z, z_stride, dz, None, None)
         else:
-            ungated = gate(dy, z, z_stride, grid, scale)
+            ungated = launchers.gate(dy, z, z_stride, grid, scale)
             inputs = inputs._replace(z=None)
-            grads = _scan_backward(ungated, inputs, grid, scans2, None, dy_slots=False)
+            grads = launchers.scan_backward(ungated, inputs, grid, scans2, None, dy_slots=False)
             before = Gate(z, z_stride, dz, dy, y)
         dy1, dsecond = _weight_gradients(
             grads, inputs.A, y1, grid.channels, low_rank, second, grid, scans2, len(scans1), before
         )
         del grads
-        inputs, low_rank = _pass_inputs(
-            x, x_stride, z, z_stride, first, grid, scans1, True, True
-        )
+        inputs, low_rank = _pass_inputs(x, x_stride, z, z_stride, first, grid, scans1, True, True)
         inputs = inputs._replace(z=None)
-        grads = _scan_backward(dy1, inputs, grid, scans1, None, dy_slots=True)
+        grads = launchers.scan_backward(dy1, inputs, grid, scans1, None, dy_slots=True)
         du, dfirst = _weight_gradients(
             grads, inputs.A, x, x_stride, low_rank, first, grid, scans1, 1, None
         )
@@ -138,7 +131,7 @@ def _weight_gradients(
 ) -> tuple[Tensor, PassWeights]:
     """Gradients of a pass's input, (sources, tokens, E), and weights."""
     dprojected = grads.dC if grads.dB is None else grads.dB
-    dx, (conv_weight, conv_bias, x_proj, dt_proj) = project_backward(
+    dx, (conv_weight, conv_bias, x_proj, dt_proj) = launchers.project_backward(
         x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, grid, scans, sources, gate
     )
     found = PassWeights(
@@ -151,7 +144,7 @@ def _weight_gradients(
 
 def _pass_inputs(x, x_stride, z, z_stride, weights, grid, scans, is_first, save):
     """The scans' operands from a pass's input, and the low-rank projection if it is to be saved."""
-    u, dt, projected, low_rank = project(
+    u, dt, projected, low_rank = launchers.project(
         x, x_stride, weights, grid, scans, x.dtype, save=save
     )
     A = -torch.exp(weights.A_log.detach().float())

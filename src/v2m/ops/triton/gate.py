@@ -1,9 +1,9 @@
 """The gate silu(z) and its gradient from the gated results.
 
 A mixer keeps the results of its passes after the gate, y = x silu(z), where the gradient of z needs
-x. It is had back as y / silu(z), so that nothing more is kept and the scans of the backward need not
-form their sums again: dz = dy x silu'(z) = dy y (1 + z (1 - sigmoid(z))) / z. For that the gate
-is never exactly zero: the forward takes z of less than `least_gate` for `least_gate`.
+x. It is had back as y / silu(z), so that nothing more is kept and the scans of the backward need
+not form their sums again: dz = dy x silu'(z) = dy y (1 + z (1 - sigmoid(z))) / z. For that the gate
+is never exactly zero: the forward takes z of less than `least_gate` in size for `least_gate`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Grid(NamedTuple):
         return self.batch * self.height * self.width
 
     def lines(self, axis: int, window: int) -> dict[str, int]:
-        """The kernel arguments that say where the lines along `axis` lie, and how many there are."""
+        """Kernel arguments: where the lines along `axis` lie, and how many there are."""
         length = self.height if axis == 1 else self.width
         window = min(window or length, length)
         return {
@@ -69,27 +69,36 @@ def groups(scans: list[Scan]) -> list[tuple[Scan, list[int]]]:
     return [(scans[indices[0]], indices) for indices in found.values()]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForwardConfig:
-    block_e: int
+@dataclass(frozen=True)
+class Tile:
+    """The launch of one kernel."""
+
+    channels: int
+    tokens: int = 1  # of a tile; of a scan's backward, the steps it has in registers at a time
     warps: int = 1
-
-    @staticmethod
-    def pick(channels: int, states: int) -> ForwardConfig:
-        """Two channels a thread, with all their states, as far as the registers go."""
-        return ForwardConfig(block_e=64 if channels > 32 and states <= 16 else 32)
+    stages: int = 1  # of loads in flight, where a loop ends in a matrix product
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackwardConfig:
-    chunk: int  # steps whose states and decays are in registers at a time
-    block_e: int = 32
-    warps: int = 1
+# Every launch that may be chosen, the usual one first; why, is in NOTES.md.
+TILES: dict[str, tuple[Tile, ...]] = {
+    "scan": (Tile(64), Tile(32), Tile(128), Tile(128, warps=2)),
+    "scan_backward": (Tile(32, 2), Tile(32, 3), Tile(32, 4), Tile(32, 1), Tile(64, 1), Tile(16, 4)),
+    "project": (Tile(32, 32, 2, 3), Tile(64, 32, 2, 3), Tile(32, 64, 4, 3)),
+    "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
+    "project_backward": (Tile(32, 32, 4, 3), Tile(32, 32, 4, 1), Tile(64, 32, 4, 1)),
+    "conv_backward": (Tile(64, 16, 2), Tile(64, 32, 4), Tile(32, 32, 4)),
+    "gate": (Tile(128, 32, 4),),
+}
 
-    @staticmethod
-    def pick(channels: int, states: int) -> BackwardConfig:
-        """One channel a thread; 128 registers of it for states and decays."""
-        return BackwardConfig(chunk=max(1, min(4, 64 // padded(states))))
+
+def pick(kernel: str, states: int = 1) -> Tile:
+    """The launch for a kernel, by what fits into the registers."""
+    tile = TILES[kernel][0]
+    if kernel == "scan" and states > 16:
+        return Tile(32)
+    if kernel == "scan_backward" and states != 16:
+        return Tile(32, max(1, min(4, 32 // padded(states))))
+    return tile
 
 
 def padded(size: int, least: int = 1) -> int:
@@ -124,12 +133,11 @@ def interpreted() -> bool:
 
 def token_rows(x: Tensor) -> tuple[Tensor, int]:
     """(B, H, W, E) with evenly spaced tokens and dense channels, copied only if it is not so."""
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     step = x.stride(2) if width > 1 else x.stride(1) if height > 1 else x.stride(0)
     expected = (height * width * step, width * step, step, 1)
     spaced = all(
-        size == 1 or stride == wanted
-        for size, stride, wanted in zip(x.shape, x.stride(), expected)
+        size == 1 or stride == wanted for size, stride, wanted in zip(x.shape, x.stride(), expected)
     )
     if spaced and step >= channels and x.data_ptr() % 16 == 0:
         return x, step

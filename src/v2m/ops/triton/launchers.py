@@ -12,13 +12,13 @@ from .gate import gate_kernel, least_gate
 from .launch import (
     LOG2E,
     SCRATCH_BYTES,
-    BackwardConfig,
-    ForwardConfig,
     Grid,
     Scan,
+    Tile,
     groups,
     pack,
     padded,
+    pick,
     precision,
     processors,
 )
@@ -31,12 +31,8 @@ from .project_backward import (
 from .scan import scan_forward_kernel
 from .scan_backward import scan_backward_kernel
 
-
-PF = (32, 32, 2, 3)
-PB = (32, 64, 4, 4, 3)
-CB = (32, 64, 4)
-SBP = 16
-TENSOR_CORE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# How sums over channels are formed for each dtype: see `store_channel_sum`.
+TENSOR_CORE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 1}
 
 
 class ScanInputs(NamedTuple):
@@ -79,16 +75,16 @@ def scan_forward(
     *,
     summed: bool,
     scale: float = 1.0,
-    config: ForwardConfig | None = None,
+    tile: Tile | None = None,
 ) -> Tensor:
     """Run the scans of a pass into y: (tokens, E) if summed, else (S, tokens, E)."""
     states = inputs.A.shape[1]
-    config = config or ForwardConfig.pick(grid.channels, states)
+    tile = tile or pick("scan", states)
     A = transposed_decay(inputs.A)
     families = groups(scans)
     for number, (scan, members) in enumerate(families):
         lines = grid.lines(scan.axis, scan.window)
-        blocks = triton.cdiv(grid.channels, config.block_e)
+        blocks = triton.cdiv(grid.channels, tile.channels)
         scan_forward_kernel[lines.pop("segments"), blocks, 1 if summed else len(members)](
             inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z, y,
             grid.channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
@@ -97,8 +93,8 @@ def scan_forward(
             SCANS=len(members) if summed else 1, SUMMED=summed,
             ADD=summed and number > 0, GATE_SUM=summed and len(families) == 1 and not scan.mirror,
             LEAST_GATE=inputs.least_gate, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
-            SOFTPLUS=inputs.softplus, PADDED_N=padded(states), BLOCK_E=config.block_e,
-            num_warps=config.warps, num_stages=1,
+            SOFTPLUS=inputs.softplus, PADDED_N=padded(states), BLOCK_E=tile.channels,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return y
 
@@ -112,13 +108,15 @@ def scan_backward(
     *,
     dy_slots: bool,
     scale: float = 1.0,
-    config: BackwardConfig | None = None,
+    tile: Tile | None = None,
 ) -> ScanGradients:
-    """Gradients of `scan_forward`. With a gate, dy is that of y and dz (tokens, E) is written; without,
-    dy is what comes before the gate and the scale."""
+    """Gradients of `scan_forward`; with a gate, dz (tokens, E) is written.
+
+    dy is the gradient of y; without a gate, of what comes before the gate and the scale.
+    """
     states, channels = inputs.A.shape[1], grid.channels
-    config = config or BackwardConfig.pick(channels, states)
-    blocks = triton.cdiv(channels, config.block_e)
+    tile = tile or pick("scan_backward", states)
+    blocks = triton.cdiv(channels, tile.channels)
     device = dy.device
     du, ddt = torch.empty_like(inputs.u), torch.empty_like(inputs.dt)
     projected = (len(scans), grid.tokens, blocks, states)
@@ -130,11 +128,11 @@ def scan_backward(
     total = None
     for number, (scan, members) in enumerate(groups(scans)):
         lines = grid.lines(scan.axis, scan.window)
-        chunks = triton.cdiv(lines["window"], config.chunk)
-        scratch = 4 * blocks * chunks * padded(states) * config.block_e  # bytes a program
+        chunks = triton.cdiv(lines["window"], tile.tokens)
+        scratch = 4 * blocks * chunks * padded(states) * tile.channels  # bytes a program
         programs = min(
             lines["segments"],
-            max(1, SBP * processors(device) // blocks),
+            max(1, 16 * processors(device) // blocks),
             max(1, SCRATCH_BYTES // scratch),
         )
         checkpoints = torch.empty(programs * scratch // 4, dtype=torch.float32, device=device)
@@ -146,12 +144,13 @@ def scan_backward(
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
             scans=len(members), slots=pack(members, 4),
             reverses=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
-            ADD=number > 0, LEAST_GATE=inputs.least_gate, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
+            ADD=number > 0, LEAST_GATE=inputs.least_gate,
+            MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
             TENSOR_CORE=TENSOR_CORE[inputs.u.dtype] if padded(states) >= 16 else 0,
-            CHUNK=config.chunk, PADDED_N=padded(states), BLOCK_E=config.block_e,
-            CHANNELS_PER_THREAD=max(1, config.block_e // (32 * config.warps)),
-            num_warps=config.warps, num_stages=1,
+            CHUNK=tile.tokens, PADDED_N=padded(states), BLOCK_E=tile.channels,
+            CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         share = partial.sum(0)
         total = share if total is None else total + share
@@ -171,14 +170,14 @@ def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dt
     u, dt = (torch.empty(count, tokens, channels, dtype=dtype, device=x.device) for _ in "ud")
     projected = torch.empty(count, tokens, states, dtype=torch.float32, device=x.device)
     low_rank = torch.empty(count, tokens, rank, dtype=dtype, device=x.device) if save else None
-    block_t = 64 if dtype != torch.float32 else 32
-    project_kernel[triton.cdiv(tokens, PF[0]), count](
+    tile = pick("project")
+    project_kernel[triton.cdiv(tokens, tile.tokens), count](
         x, weights.conv_weight, weights.conv_bias, weights.x_proj, weights.dt_proj,
         weights.dt_bias, u, dt, low_rank, projected,
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
-        PADDED_N=padded(states, 16), BLOCK_T=PF[0], BLOCK_E=PF[1],
-        PRECISION=precision(dtype), num_warps=PF[2], num_stages=PF[3],
+        PADDED_N=padded(states, 16), BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
+        PRECISION=precision(dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return u, dt, projected, low_rank
 
@@ -186,10 +185,11 @@ def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dt
 def gate(dy: Tensor, z: Tensor, z_stride: int, grid: Grid, scale: float) -> Tensor:
     """dy silu(z) scale."""
     out = torch.empty_like(dy)
-    tiles = triton.cdiv(grid.tokens, 32), triton.cdiv(grid.channels, 128)
+    tile = pick("gate")
+    tiles = triton.cdiv(grid.tokens, tile.tokens), triton.cdiv(grid.channels, tile.channels)
     gate_kernel[tiles](
-        dy, z, out, grid.tokens, grid.channels, z_stride, scale,
-        LEAST=least_gate(dy.dtype), BLOCK_T=32, BLOCK_E=128, num_warps=4,
+        dy, z, out, grid.tokens, grid.channels, z_stride, scale, LEAST=least_gate(dy.dtype),
+        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, num_warps=tile.warps,
     )  # fmt: skip
     return out
 
@@ -216,34 +216,36 @@ def project_backward(
     states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
     width = weights.conv_weight.shape[1]
     dtype, device = du.dtype, du.device
-    block_t = 64 if dtype != torch.float32 else 32
-    block_e = min(64, padded(channels, 16))
     pads = {"PADDED_R": padded(rank, 16), "PADDED_N": padded(states, 16)}
     dlow = torch.empty(count, tokens, rank + states, dtype=dtype, device=device)
-    project_backward_low_kernel[triton.cdiv(tokens, block_t), count](
+    tile = pick("project_backward_low")
+    project_backward_low_kernel[triton.cdiv(tokens, tile.tokens), count](
         ddt, weights.dt_proj, dprojected, dlow, tokens, channels, states, rank,
-        dprojected.shape[2], **pads, BLOCK_T=block_t, BLOCK_E=block_e,
-        PRECISION=precision(dtype), num_warps=4,
+        dprojected.shape[2], **pads, BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
+        PRECISION=precision(dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    blocks = triton.cdiv(channels, PB[1])
-    programs = min(triton.cdiv(tokens, PB[0]), max(1, PB[3] * processors(device) // blocks))
+    tile = pick("project_backward")
+    blocks = triton.cdiv(channels, tile.channels)
+    programs = min(triton.cdiv(tokens, tile.tokens), max(1, 8 * processors(device) // blocks))
     partial = torch.empty(programs, 2 * rank + states, channels, dtype=torch.float32, device=device)
     project_backward_kernel[programs, blocks](
         x, weights.conv_weight, weights.conv_bias, weights.x_proj, low_rank, ddt, dlow, du, partial,
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
-        BLOCK_T=PB[0], BLOCK_E=PB[1], PRECISION=precision(dtype), num_warps=PB[2], num_stages=PB[4],
+        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    block_t,block_e,cbw=CB; blocks = triton.cdiv(channels, block_e)
+    tile = pick("conv_backward")
+    blocks = triton.cdiv(channels, tile.channels)
     dx = torch.empty(sources, tokens, channels, dtype=dtype, device=device)
-    tiles = triton.cdiv(tokens, block_t)
+    tiles = triton.cdiv(tokens, tile.tokens)
     shares = torch.empty(sources * tiles, width + 1, channels, dtype=torch.float32, device=device)
     z, z_stride, dz, dy, y = gate or (None, 0, None, None, None)
     conv_backward_kernel[tiles, blocks](
         du, x, weights.conv_weight, z, dy, y, dx, dz, shares,
         tokens, channels, grid.height, grid.width, x_stride, z_stride, sources,
         scans=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
-        BLOCK_T=block_t, BLOCK_E=block_e, num_warps=cbw, num_stages=1,
+        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     conv_weight, conv_bias = shares.sum(0).split([width, 1])
     x_proj, dt_proj = partial.sum(0).split([rank + states, rank])
@@ -253,6 +255,6 @@ def project_backward(
 def _scan_bits(scans: list[Scan]) -> dict[str, int]:
     return {
         "sources": pack([scan.source for scan in scans], 4),
-        "columns": pack([scan.axis == 1 for scan in scans], 1),
+        "downs": pack([scan.axis == 1 for scan in scans], 1),
         "reverses": pack([scan.reverse for scan in scans], 1),
     }

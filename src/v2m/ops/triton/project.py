@@ -1,8 +1,8 @@
 """Convolution, SiLU, x_proj, dt_proj and softplus of every scan of a pass, in one kernel.
 
 They reduce over the channels, so they stand apart from the scan, but for memory they are one step:
-the grid is read once a scan, and what the scan needs per token and channel (its input and step size)
-is written once. The special functions of the SiLU and softplus also cost less here, where memory is
+the grid is read once a scan, and what the scan needs per token and channel (its input and step
+size) is written once. The special functions of the SiLU and softplus also cost less here, where memory is
 the limit; in the scan they would compete with the exponentials of the states.
 
 Addresses are a 64-bit scalar for the tile and 32-bit offsets inside it.
@@ -15,24 +15,20 @@ import triton.language as tl
 
 from .scan import sigmoid, softplus
 
-GRID_SIZES = ["tokens", "height", "width", "sources", "columns", "reverses"]
+GRID_SIZES = ["tokens", "height", "width", "sources", "downs", "reverses"]
 
 
 @triton.jit
-def scan_position(token, height, width, column, reverse):
-    """Position of tokens along their line in scan order, the line's length, and tokens a step."""
-    if column:
-        position = (token // width) % height
-        length = height
-        stride = width
-    else:
-        position = token % width
-        length = width
-        stride = height * 0 + 1
-    if reverse:
-        position = length - 1 - position
-        stride = -stride
-    return position, length, stride
+def scan_position(row, column, height, width, down, reverse):
+    """Position of tokens along their line in scan order, the line's length, and tokens a step.
+
+    row, column: of the tokens in their grid; `down`: the line is a column.
+    """
+    position = tl.where(down, row, column)
+    length = tl.where(down, height, width)
+    stride = tl.where(down, width, 1)
+    position = tl.where(reverse, length - 1 - position, position)
+    return position, length, tl.where(reverse, -stride, stride)
 
 
 @triton.jit
@@ -43,7 +39,9 @@ def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH
     The taps are a loop on purpose: unrolled, the compiler would move the layout a matrix product
     wants up to the loads and compute everything twice.
     """
-    total = tl.zeros(pointers.shape, tl.float32) + tl.load(bias + e, mask=mask_e, other=0.0)[None, :]
+    total = (
+        tl.zeros(pointers.shape, tl.float32) + tl.load(bias + e, mask=mask_e, other=0.0)[None, :]
+    )
     for tap in range(WIDTH):
         taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
         value = tl.load(pointers - tap * step, mask=taken, other=0.0)
@@ -58,7 +56,7 @@ def project_kernel(
     u, dt, low_rank, projected,
     tokens, E, N, R, height, width, x_stride,
     sources,  # 4 bits a scan: which slab of x it reads
-    columns,  # 1 bit a scan: along the columns, not the rows
+    downs,  # 1 bit a scan: along the columns, not the rows
     reverses,  # 1 bit a scan
     WIDTH: tl.constexpr,
     PADDED_R: tl.constexpr,
@@ -82,8 +80,9 @@ def project_kernel(
     mask_n = n < N
     row_in = ((sources >> (4 * scan)) & 15).to(tl.int64) * tokens + start
     row_out = scan.to(tl.int64) * tokens + start
+    row, column = ((start + local) // width) % height, (start + local) % width
     position, _, stride = scan_position(
-        start + local, height, width, (columns >> scan) & 1, (reverses >> scan) & 1
+        row, column, height, width, (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1
     )
     step = stride.to(tl.int64) * x_stride
     lane = tl.arange(0, BLOCK_E)

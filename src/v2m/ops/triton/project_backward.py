@@ -7,6 +7,9 @@
    the gradients of the convolution's weight and bias, a tile of tokens each.
 """
 
+# Tuples of tensors grow by +: the kernel language has no star.
+# ruff: noqa: RUF005
+
 from __future__ import annotations
 
 import triton
@@ -62,7 +65,7 @@ def project_backward_low_kernel(
 def project_backward_kernel(
     x, conv_weight, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
     tokens, E, N, R, height, width, x_stride,
-    scans, sources, columns, reverses,
+    scans, sources, downs, reverses,
     WIDTH: tl.constexpr,
     PADDED_R: tl.constexpr,
     PADDED_N: tl.constexpr,
@@ -103,8 +106,9 @@ def project_backward_kernel(
             mask_t = start + local < tokens
             mask = mask_t[:, None] & mask_e[None, :]
             position, _, stride = scan_position(
-                start + local, height, width, (columns >> scan) & 1, (reverses >> scan) & 1
-            )
+                ((start + local) // width) % height, (start + local) % width, height, width,
+                (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
+            )  # fmt: skip
             row = scan * tokens.to(tl.int64) + start
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
@@ -142,16 +146,16 @@ def project_backward_kernel(
 def conv_backward_kernel(
     d_out, x, conv_weight, z, dy, y, dx, dz, partial,
     tokens, E, height, width, x_stride, z_stride, count,
-    scans, sources, columns, reverses,
+    scans, sources, downs, reverses,
     LEAST_GATE: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """dx: (count, tokens, E), for each source the sum over the scans that read it. d_out: (scans, ...).
+    """dx: (count, tokens, E), of each source, from d_out (scans, tokens, E) of its scans.
 
     With z, x is the gated result of the pass before: dx is the gradient before that gate, and dz
-    (tokens, E) becomes that of z, from this gate and from y's, or adds to what it holds if y is None.
+    (tokens, E) becomes that of z, from this gate and from y's; if y is None, it is added to.
     partial: (count, tiles of tokens, WIDTH + 1, E), float32, the tile's share of the gradients of
     the convolution's weight (transposed) and bias.
     """
@@ -165,6 +169,7 @@ def conv_backward_kernel(
     mask = mask_t[:, None] & mask_e[None, :]
     tile = local[:, None] * E + lane[None, :]
     tile_x = local[:, None] * x_stride + lane[None, :]
+    grid_row, grid_column = ((start + local) // width) % height, (start + local) % width
     corner = start * tl.cast(E, tl.int64) + first
     if z is not None:
         tile_z = local[:, None] * z_stride + lane[None, :]
@@ -179,23 +184,30 @@ def conv_backward_kernel(
         row = source * tokens.to(tl.int64) + start
         value = tl.load((x + row * x_stride + first) + tile_x, mask, 0.0).to(tl.float32)
         share = partial + (source * tl.num_programs(0) + tl.program_id(0)) * (WIDTH + 1) * E + e
+        later = ()  # the gradient 0 .. WIDTH - 1 tokens on in scan order, over the scans
+        for _ in tl.static_range(WIDTH):
+            later = later + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
+        for scan in range(scans):
+            position, length, stride = scan_position(
+                grid_row, grid_column, height, width,
+                (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
+            )  # fmt: skip
+            reads_this = ((sources >> (4 * scan)) & 15) == source
+            ahead = tl.where(reads_this, length - position, 0)
+            moved = (scan * tokens.to(tl.int64) + start) * E + first
+            found = ()
+            for tap in tl.static_range(WIDTH):
+                taken = (mask_t & (ahead > tap))[:, None] & mask_e[None, :]
+                at = moved + tap * stride.to(tl.int64) * E
+                share_of_scan = tl.load((d_out + at) + tile, taken, 0.0).to(tl.float32)
+                found = found + (later[tap] + share_of_scan,)
+            later = found
         total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
         for tap in tl.static_range(WIDTH):
-            later = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)  # `tap` tokens on, over the scans
-            for scan in range(scans):
-                if ((sources >> (4 * scan)) & 15) == source:
-                    position, length, stride = scan_position(
-                        start + local, height, width, (columns >> scan) & 1, (reverses >> scan) & 1
-                    )
-                    moved = scan * tokens.to(tl.int64) + start + tap * stride
-                    taken = (mask_t & (position + tap < length))[:, None] & mask_e[None, :]
-                    found = tl.load((d_out + moved * E + first) + tile, taken, 0.0)
-                    later += found.to(tl.float32)
             w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0).to(tl.float32)
-            total += later * w[None, :]
-            tl.store(share + (WIDTH - 1 - tap) * E, tl.sum(later * value, axis=0), mask_e)
-            if tap == 0:
-                tl.store(share + WIDTH * E, tl.sum(later, axis=0), mask_e)
+            total += later[tap] * w[None, :]
+            tl.store(share + (WIDTH - 1 - tap) * E, tl.sum(later[tap] * value, axis=0), mask_e)
+        tl.store(share + WIDTH * E, tl.sum(later[0], axis=0), mask_e)
         if z is not None:
             product += total * value
             total *= gate * sigmoid(gate)

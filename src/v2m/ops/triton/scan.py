@@ -42,8 +42,8 @@ def softplus(x):
 def segment_start(segment, length, inner, outer, window, reverse):
     """First token in scan order, number of steps and stride in tokens of one line or window.
 
-    Tokens are numbered (b, i, j) row by row. Successive steps of a line lie `inner` tokens apart, and
-    the lines of one image start at 0..inner-1 (columns), or every `outer` tokens (rows, inner = 1).
+    Tokens are numbered (b, i, j) row by row. Successive steps of a line lie `inner` tokens apart;
+    the lines of an image start at 0..inner-1 (columns), or every `outer` tokens (rows, inner = 1).
     """
     windows = tl.cdiv(length, window)
     line = segment // windows
@@ -78,7 +78,6 @@ def step_size(dt, bias, SOFTPLUS: tl.constexpr):
 
 # Whole numbers that vary freely: no version of a kernel for each that is 1 or a multiple of 16.
 SIZES = ["tokens", "length", "inner", "outer", "window", "height", "width", "slots", "reverses"]
-
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -134,8 +133,7 @@ def scan_forward_kernel(
             offset_y += slot * slab * E
         u_next = tl.load(u + offset + e, mask=mask_e, other=0.0)
         dt_next = tl.load(dt + offset + e, mask=mask_e, other=0.0)
-        GATED: tl.constexpr = (z is not None) and (k == SCANS - 1 or not GATE_SUM)
-        if GATED:
+        if z is not None and (k == SCANS - 1 or not GATE_SUM):
             z_next = tl.load(z + offset_z + e, mask=mask_e, other=0.0)
         if B is not None:
             B_next = tl.load(B + offset_n + n, mask=mask_n, other=0.0)
@@ -161,7 +159,7 @@ def scan_forward_kernel(
             if C is not None:
                 C_now = C_next.to(tl.float32)[None, :]
                 C_next = tl.load(C + offset_n + n, mask=more_n, other=0.0)
-            if GATED:
+            if z is not None and (k == SCANS - 1 or not GATE_SUM):
                 gate = nonzero_gate(z_next, LEAST_GATE)
                 offset_z += stride * z_stride
                 z_next = tl.load(z + offset_z + e, mask=more_e, other=0.0)
@@ -178,7 +176,7 @@ def scan_forward_kernel(
                 y_next = tl.load(y + offset_y + y_stride * E + e, mask=more_e, other=0.0)
                 if GATE_SUM:
                     out += before
-            if GATED:
+            if z is not None and (k == SCANS - 1 or not GATE_SUM):
                 out *= gate * sigmoid(gate) * scale
             if (ADD or k > 0) and not GATE_SUM:
                 out += before

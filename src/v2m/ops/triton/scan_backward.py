@@ -1,9 +1,9 @@
 """The selective scan, backward: states are recomputed, a chunk of steps at a time, into registers.
 
-A program first replays its line and leaves the state at the start of every chunk in its own slice of
-a small scratch buffer. Then it walks the chunks from the last to the first: the states of a chunk
-and their decays are recomputed forwards into registers and consumed backwards. With g the gradient
-with respect to the state after step i and p = decay_{i+1} g_{i+1}:
+A program first replays its line and leaves the state at the start of every chunk in its own slice
+of a small scratch buffer. Then it walks the chunks from the last to the first: the states of a
+chunk and their decays are recomputed forwards into registers and consumed backwards. With g the
+gradient with respect to the state after step i and p = decay_{i+1} g_{i+1}:
 
     g_i = p + C_i dy_i,   p = decay_i g_i,   dC_i = sum_e dy_i h_i,   dB_i = sum_e g_i dt_i u_i
     du_i = dt_i sum_n g_i B_i + D dy_i
@@ -12,6 +12,9 @@ with respect to the state after step i and p = decay_{i+1} g_{i+1}:
 Sums over channels are left per block of channels and sums over lines per program, to be added up by
 the caller in a fixed order: no atomics, so gradients are bit-equal from run to run.
 """
+
+# Tuples of tensors grow by +: the kernel language has no star.
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def store_channel_sum(pointer, values, n, mask_n, TENSOR_CORE: tl.constexpr):
         ones = tl.full([16, values.shape[0]], 1.0, values.dtype)
         total = tl.dot(ones, values, input_precision="tf32")
         tl.store(
-            pointer + n[None, :] + row[:, None] * 0, total, mask=(row == 0)[:, None] & mask_n[None, :]
+            pointer + n[None, :] + row[:, None] * 0,
+            total,
+            mask=(row == 0)[:, None] & mask_n[None, :],
         )
     else:
         tl.store(pointer + n, tl.sum(values, axis=0), mask=mask_n)
@@ -51,7 +56,7 @@ def store_channel_sum(pointer, values, n, mask_n, TENSOR_CORE: tl.constexpr):
 
 @triton.jit
 def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr):
-    """(size,) rows of COUNT successive steps, `stride` elements apart; zeros beyond `alive` steps."""
+    """(size,) rows of COUNT steps, `stride` elements apart; zeros beyond `alive` steps."""
     rows = ()
     for j in tl.static_range(COUNT):
         inside = lanes < tl.where(j < alive, size, 0)
@@ -131,7 +136,7 @@ def scan_backward_kernel(
             at_n = row * N
             xs = load_steps(u + at, stride_e, e, E, steps, CHUNK)
             dts = load_steps(dt + at, stride_e, e, E, steps, CHUNK)
-            for c in range(0, chunks - 1):
+            for c in range(chunks - 1):
                 at += CHUNK * stride_e
                 alive = steps - (c + 1) * CHUNK
                 next_xs = load_steps(u + at, stride_e, e, E, alive, CHUNK)
@@ -155,7 +160,7 @@ def scan_backward_kernel(
             at_y = (y_token * E) + first * stride_y
             at_z = token + first * stride
             dys = load_steps(dy + at_y, stride_y, e, E, steps - first, CHUNK)
-            for c in range(0, chunks):
+            for c in range(chunks):
                 alive = tl.minimum(steps - first, CHUNK)
                 first -= CHUNK
                 h = tl.load(
@@ -170,33 +175,36 @@ def scan_backward_kernel(
                 next_xs = load_steps(u + at_next, stride_e, e, E, coming, CHUNK)
                 next_dts = load_steps(dt + at_next, stride_e, e, E, coming, CHUNK)
                 next_dys = load_steps(dy + at_y, stride_y, e, E, coming, CHUNK)
-                states = (h,)
+                if B is not None:
+                    Bs = load_steps(B + at_n, stride_n, n, N, alive, CHUNK)
+                if C is not None:
+                    Cs = load_steps(C + at_n, stride_n, n, N, alive, CHUNK)
+                # Decays first: they do not wait for the checkpoint to arrive.
                 decays = ()
+                steps_of = ()
                 for j in tl.static_range(CHUNK):
                     step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
+                    steps_of = steps_of + (step,)
+                    decays = decays + (tl.exp2(step[:, None] * A_block),)
+                states = (h,)
+                for j in tl.static_range(CHUNK):
                     B_now = live
                     if B is not None:
-                        inside_n = n < tl.where(j < alive, N, 0)
-                        B_now = tl.load((B + at_n + j * stride_n) + n, inside_n, 0.0)
-                        B_now = B_now.to(tl.float32)[None, :]
-                    decay = tl.exp2(step[:, None] * A_block)
-                    h = decay * h + (step * xs[j].to(tl.float32))[:, None] * B_now
-                    decays = decays + (decay,)
-                    states = states + (h,)
+                        B_now = Bs[j].to(tl.float32)[None, :]
+                    drive = (steps_of[j] * xs[j].to(tl.float32))[:, None]
+                    states = states + (decays[j] * states[j] + drive * B_now,)
                 for j in tl.static_range(CHUNK - 1, -1, -1):
                     inside = e < tl.where(j < alive, E, 0)
                     inside_n = n < tl.where(j < alive, N, 0)
                     x = xs[j].to(tl.float32)
-                    step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
+                    step = steps_of[j]
                     g_out = dys[j].to(tl.float32)
                     B_now = live
                     C_now = live
                     if B is not None:
-                        B_now = tl.load((B + at_n + j * stride_n) + n, inside_n, 0.0)
-                        B_now = B_now.to(tl.float32)[None, :]
+                        B_now = Bs[j].to(tl.float32)[None, :]
                     if C is not None:
-                        C_now = tl.load((C + at_n + j * stride_n) + n, inside_n, 0.0)
-                        C_now = C_now.to(tl.float32)[None, :]
+                        C_now = Cs[j].to(tl.float32)[None, :]
                     if z is not None:
                         token_z = at_z + j * stride
                         gate = tl.load((z + token_z * z_stride) + e, inside, 0.0)
