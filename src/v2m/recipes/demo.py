@@ -32,7 +32,7 @@ def demo() -> TrainConfig:
         data=DatasetConfig(name="fashion-mnist-small", batch_size=64),
         augment=replace(SMALL_IMAGES, crop_padding=1, random_erasing=0.0),
         mix=MixConfig(mixup=0.2, probability=0.5),
-        optim=OptimConfig(lr=4e-3, weight_decay=0.1),
-        schedule=ScheduleConfig(epochs=18, warmup_epochs=1.0),
+        optim=OptimConfig(lr=3e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(epochs=22, warmup_epochs=1.0),
         ema=EmaConfig(decay=0.998),
     )
