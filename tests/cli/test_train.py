@@ -18,7 +18,7 @@ from PIL import Image
 
 import v2m
 from v2m.cli.main import COMMANDS, main
-from v2m.engine import loop as loop_module
+from v2m.engine import classification
 
 MODEL = ["v2m_nano_patch4_28", "--device", "cpu"]
 SETTINGS = (
@@ -202,7 +202,9 @@ def test_non_finite_loss_ends_with_3(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop_module.F, "cross_entropy", lambda x, *_, **__: x.sum() * float("nan"))
+    monkeypatch.setattr(
+        classification.F, "cross_entropy", lambda x, *_, **__: x.sum() * float("nan")
+    )
     command = ["train", *MODEL, "--data", str(folder), "--output", str(tmp_path / "r"), *SET]
     assert main(command) == 3
     message = capsys.readouterr().err

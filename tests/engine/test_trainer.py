@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import v2m
 from interruptions import Killed, kill, stop_at
+from v2m.engine import classification
 from v2m.engine import loop as loop_module
 from v2m.engine import trainer as trainer_module
 from v2m.engine.config import TrainConfig, apply_overrides
@@ -175,13 +176,13 @@ def test_a_stop_during_validation_is_exact_too(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        original = trainer_module.evaluate_classifier
+        original = classification.evaluate_classifier
 
         def evaluate(*arguments: Any, **keywords: Any) -> Any:
             signal.raise_signal(signal.SIGTERM)
             return original(*arguments, **keywords)
 
-        patch.setattr(trainer_module, "evaluate_classifier", evaluate)
+        patch.setattr(classification, "evaluate_classifier", evaluate)
         with pytest.raises(SystemExit):
             train(config, run)
     assert RunDirectory(run).records() == []

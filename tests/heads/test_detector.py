@@ -114,11 +114,38 @@ def test_errors(hierarchical, tmp_path):
         detector(hierarchical, anchor_sizes=(8, 16))
     with pytest.raises(InputError, match="`min_size` must be a whole number of at least 1"):
         detector(hierarchical, min_size=0)
-    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    (tmp_path / "config.json").write_text(
+        '{"architecture": "resnet18", "model_args": {}, "pretrained_cfg": {}}'
+    )
     with pytest.raises(InputError, match="holds a resnet18, no detector or segmenter"):
         from_directory(tmp_path)
     (tmp_path / "config.json").write_text(
-        '{"architecture": "mask_rcnn", "model_args": {"backbon": 1}}'
+        '{"architecture": "mask_rcnn", "model_args": {"backbon": 1}, "pretrained_cfg": {}}'
     )
     with pytest.raises(InputError, match="Did you mean 'backbone'"):
         from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "key 'architecture' must be a str"),
+        ("{", "is not valid JSON"),
+        ('{"architecture": "upernet", "model_args": {}}', "key 'pretrained_cfg' must be a dict"),
+        (
+            '{"architecture": "upernet", "model_args": {"num_classes": 2}, "pretrained_cfg": {},'
+            ' "label_names": ["a"]}',
+            "one name for each class",
+        ),
+        (
+            '{"architecture": "upernet", "model_args": {"num_classes": 2}, "pretrained_cfg": {}}',
+            "missing",
+        ),
+    ],
+)
+def test_damaged_descriptions(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        from_directory(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        from_directory(tmp_path / "nowhere")

@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from v2m.data import DataConfig
+from v2m.engine.dense_config import DetectConfig, SegmentConfig
 from v2m.engine.settings import apply_overrides, check_section, from_dict, setting, to_dict
 from v2m.errors import InputError
 
 __all__ = [
     "DataConfig",
     "DatasetConfig",
+    "DetectConfig",
     "EmaConfig",
     "MixConfig",
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SegmentConfig",
     "TrainConfig",
     "apply_overrides",
     "from_dict",
@@ -111,6 +114,13 @@ class ScheduleConfig:
     """How long, and how the learning rate goes."""
 
     epochs: int = setting(20, "passes over the training images", minimum=1)
+    name: Literal["cosine", "multistep", "linear"] = setting(
+        "cosine", "how the learning rate falls after the warm-up"
+    )
+    milestones: tuple[float, ...] = setting(
+        (8 / 12, 11 / 12), "multistep: parts of the run after which it falls", above=0, below=1
+    )
+    gamma: float = setting(0.1, "multistep: what it is multiplied by there", above=0, maximum=1)
     warmup_epochs: float = setting(1.0, "linear warm-up", minimum=0)
     warmup_lr: float = setting(1e-6, "learning rate at the first step", minimum=0)
     min_lr: float = setting(1e-5, "learning rate at the end", minimum=0)
@@ -180,6 +190,7 @@ OPERATIONAL_KEYS = frozenset(
 class TrainConfig:
     """Everything a training run depends on; `to_dict` and `from_dict` carry it to JSON and back."""
 
+    task: Literal["classify", "detect", "segment"] = setting("classify", "what to train")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DatasetConfig = field(default_factory=DatasetConfig)
     augment: DataConfig = field(default_factory=DataConfig)
@@ -187,6 +198,8 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
-from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from v2m.engine.distributed import Ranks
 from v2m.engine.progress import Reporter
@@ -22,7 +21,7 @@ from v2m.engine.randomness import seed_everything
 from v2m.engine.state import TrainingState
 from v2m.errors import NonFiniteLossError
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Any]  # inputs and targets, as the task has them
 
 
 @dataclass(kw_only=True)
@@ -31,8 +30,8 @@ class Loop:
 
     Attributes:
         network: what is called: the model, or the model compiled or wrapped for several ranks.
+        loss: the task's: (this, inputs, targets) -> mean loss and number of right answers.
         autocast: makes the context of the forward pass.
-        mixup: changes (images, targets) into mixed ones with soft targets; None for none.
         accumulation: micro-batches per optimiser step.
         keep_for_inspection: told what went wrong, with the batches, before NonFiniteLossError is
             raised; says where it kept them.
@@ -43,12 +42,12 @@ class Loop:
     schedule: Scheduler
     device: torch.device
     seed: int
+    loss: Callable[[Loop, Any, Any], tuple[Tensor, Tensor]]
     ranks: Ranks = field(default_factory=Ranks)
     autocast: Callable[[], AbstractContextManager] = nullcontext
-    mixup: Mixup | None = None
-    label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulation: int = 1
+    has_accuracy: bool = True  # whether `loss` counts right answers
     keep_for_inspection: Callable[[str, list[Batch]], str] = lambda _message, _batches: ""
 
 
@@ -75,10 +74,10 @@ def train_epoch(
         optimiser_step(loop, group)
         meter.seconds += time.perf_counter() - started
         if meter.images:
-            figures = meter.figures()
+            figures = meter.figures(accuracy=loop.has_accuracy)
             reporter.step(
                 loss=figures["train_loss"],
-                accuracy=figures["train_accuracy"],
+                accuracy=figures.get("train_accuracy"),
                 images_per_second=figures["images_per_second"] * loop.ranks.world,
             )
         after_step()
@@ -98,7 +97,7 @@ def optimiser_step(loop: Loop, group: list[Batch]) -> None:
     images = 0
     for index, (inputs, targets) in enumerate(group):
         with _without_exchange(loop.network, index + 1 < len(group)):
-            loss, right = _forward(loop, inputs, targets)
+            loss, right = loop.loss(loop, inputs, targets)
             (loss / len(group)).backward()
         sums += torch.stack([loss.detach() * len(inputs), right])
         images += len(inputs)
@@ -114,23 +113,6 @@ def optimiser_step(loop: Loop, group: list[Batch]) -> None:
         state.ema.update(state.model, step=state.step)
     loop.schedule.step_update(state.step)
     state.meter.add(loss=loss_sum, right=right_sum, images=images, gradient_norm=gradient_norm)
-
-
-def _forward(loop: Loop, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss and number of right answers of one micro-batch; mixed images count for their
-    larger part."""
-    images = images.to(loop.device, non_blocking=True)
-    targets = targets.to(loop.device, non_blocking=True)
-    smoothing = loop.label_smoothing
-    if loop.mixup is not None:
-        images, targets = loop.mixup(images, targets)
-        smoothing = 0.0  # the mixed targets are smoothed already
-    with loop.autocast():
-        logits = loop.network(images)
-    logits = logits.float()  # (B, K)
-    loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-    truth = targets if targets.ndim == 1 else targets.argmax(1)
-    return loss, (logits.detach().argmax(1) == truth).float().sum()
 
 
 def _without_exchange(network: nn.Module, hold: bool) -> AbstractContextManager:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import warnings
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -90,24 +92,37 @@ def create_optimizer(
 
 def create_schedule(
     optimizer: torch.optim.Optimizer, config: ScheduleConfig, *, steps_per_epoch: int
-) -> CosineLRScheduler:
-    """Linear warm-up then cosine decay, one value per optimiser step. `step_update(t)` sets the
-    rate for step t."""
+) -> Scheduler:
+    """Linear warm-up, then a cosine, steps or a straight line down; one value per optimiser step.
+    `step_update(t)` sets the rate for step t."""
     total = config.epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        schedule = CosineLRScheduler(
+        shape, keywords = _shape(config, total, warmup)
+        schedule = shape(
             optimizer,
-            t_initial=total - warmup,
-            lr_min=config.min_lr,
             warmup_t=warmup,
             warmup_lr_init=config.warmup_lr,
-            warmup_prefix=True,
             t_in_epochs=False,
+            **keywords,
         )
     schedule.step_update(0)
     return schedule
+
+
+def _shape(
+    config: ScheduleConfig, total: int, warmup: int
+) -> tuple[type[Scheduler], dict[str, Any]]:
+    """timm's class for what follows the warm-up, and its own settings."""
+    if config.name == "multistep":  # counted from the first step of the run, as in mmdetection
+        steps = [round(part * total) + 1 for part in config.milestones]  # timm is one step early
+        keywords = {"decay_t": steps, "decay_rate": config.gamma, "warmup_prefix": False}
+        return MultiStepLRScheduler, keywords
+    keywords = {"t_initial": total - warmup, "lr_min": config.min_lr, "warmup_prefix": True}
+    if config.name == "linear":
+        return PolyLRScheduler, {**keywords, "power": 1.0}
+    return CosineLRScheduler, keywords
 
 
 def create_ema(model: nn.Module, config: EmaConfig) -> ModelEmaV3 | None:

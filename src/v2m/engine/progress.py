@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+# Figures of the validation that the line of an epoch shows, and what it calls them.
+SHOWN = {"top1": "accuracy", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mIoU"}
+
 
 def clock(seconds: float) -> str:
     """Seconds as 42s, 3m20s or 5h07m."""
@@ -22,11 +25,17 @@ def clock(seconds: float) -> str:
 
 def epoch_line(record: dict[str, Any], epochs: int, left: float) -> str:
     """One line about a finished epoch."""
+    train, validation = f"loss {record['train_loss']:.4f}", ""
+    if "train_accuracy" in record:
+        train += f" accuracy {record['train_accuracy']:6.2%}"
+    if "validation_loss" in record:
+        validation = f" loss {record['validation_loss']:.4f}"
+    for key, word in SHOWN.items():
+        if record.get(f"validation_{key}") is not None:
+            validation += f" {word} {record[f'validation_{key}']:6.2%}"
     return (
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:6.2%}  "
-        f"validation loss {record['validation_loss']:.4f} accuracy "
-        f"{record['validation_top1']:6.2%}  "
+        f"train {train}  validation{validation}  "
         f"lr {record['lr']:.2e}  {record['images_per_second']:,.0f} images/s  "
         f"{clock(record['seconds'])}, {clock(left)} left"
     )
@@ -48,7 +57,7 @@ class Reporter:
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """An epoch (counted from 1) of so many steps begins, `done` of them were made before."""
 
-    def step(self, *, loss: float, accuracy: float, images_per_second: float) -> None:
+    def step(self, *, loss: float, accuracy: float | None, images_per_second: float) -> None:
         """One optimiser step is done; the figures are of the epoch so far."""
 
     def start_evaluation(self, what: str, images: int) -> None:
@@ -121,14 +130,13 @@ class ConsoleReporter(Reporter):
             self.steps_bar, total=steps, completed=done, description=description, figures=""
         )
 
-    def step(self, *, loss: float, accuracy: float, images_per_second: float) -> None:
+    def step(self, *, loss: float, accuracy: float | None, images_per_second: float) -> None:
         self.index += 1
         self.remaining.at((self.epoch - 1) * self.steps + self.index)
         left = self.remaining.seconds()
         ending = "" if left is None else f", {clock(left)} left"
-        figures = (
-            f"loss {loss:.4f}, accuracy {accuracy:.2%}, {images_per_second:,.0f} images/s{ending}"
-        )
+        right = "" if accuracy is None else f", accuracy {accuracy:.2%}"
+        figures = f"loss {loss:.4f}{right}, {images_per_second:,.0f} images/s{ending}"
         self.progress.update(self.steps_bar, advance=1, figures=figures)
         now = time.monotonic()
         if not self.live and now - self.last_line >= self.every:

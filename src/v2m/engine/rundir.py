@@ -15,7 +15,17 @@ from v2m.errors import InputError
 
 CONFIG, METRICS, CHECKPOINTS = "train_config.json", "metrics.jsonl", "checkpoints"
 NON_FINITE, PREDICTIONS, REPORT = "non_finite", "test_predictions.npz", "report.html"
-_OWN_FILES = (CONFIG, METRICS, PREDICTIONS, REPORT, "config.json", "model.safetensors")
+DETECTIONS, CONFUSION = "test_detections.json", "test_confusion.npz"
+_OWN_FILES = (
+    CONFIG,
+    METRICS,
+    PREDICTIONS,
+    DETECTIONS,
+    CONFUSION,
+    REPORT,
+    "config.json",
+    "model.safetensors",
+)
 _OWN_FOLDERS = (CHECKPOINTS, NON_FINITE)
 
 
@@ -24,7 +34,8 @@ class RunDirectory:
 
     train_config.json is the configuration, metrics.jsonl the log (one JSON object a line, `kind`
     "epoch" or "test"), checkpoints/ the last checkpoints; a finished run adds config.json and
-    model.safetensors, test_predictions.npz and report.html.
+    model.safetensors, test_predictions.npz (test_detections.json or test_confusion.npz for dense
+    tasks) and report.html.
     """
 
     def __init__(self, path: str | os.PathLike, *, keep: int = 2) -> None:

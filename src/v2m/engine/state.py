@@ -36,11 +36,12 @@ class Meter:
         loss, right, images = ranks.total([self.loss, self.right, self.images], device)
         return Meter(loss, right, int(images), self.gradient_norm, self.steps, self.seconds)
 
-    def figures(self) -> dict[str, float]:
-        """Means over the images and steps counted."""
+    def figures(self, *, accuracy: bool = True) -> dict[str, float]:
+        """Means over the images and steps counted; without `accuracy` where nothing counts it."""
+        right = {"train_accuracy": self.right / self.images} if accuracy else {}
         return {
             "train_loss": self.loss / self.images,
-            "train_accuracy": self.right / self.images,
+            **right,
             "gradient_norm": self.gradient_norm / self.steps,
             "images_per_second": self.images / max(self.seconds, 1e-9),
         }

@@ -9,29 +9,24 @@ import time
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from v2m.data import Loader, shuffle_patches
 from v2m.engine.checkpoint import read_state, write_state
 from v2m.engine.config import TrainConfig, to_dict
 from v2m.engine.distributed import join_ranks
 from v2m.engine.loop import Batch, train_epoch
 from v2m.engine.progress import ConsoleReporter, Reporter, clock
-from v2m.engine.rundir import NON_FINITE, PREDICTIONS, REPORT, RunDirectory
-from v2m.engine.session import Session, build_session, open_dataset, open_loader
+from v2m.engine.rundir import NON_FINITE, REPORT, RunDirectory
+from v2m.engine.session import Session, build_session, micro_batch_size
 from v2m.engine.signals import StopRequest, stop_on_signals
 from v2m.engine.state import Meter
 from v2m.engine.store import DamagedError
 from v2m.errors import InputError
-from v2m.evaluation import ClassificationResult, evaluate_classifier, patch_size
 from v2m.models.checkpoint import save_model
 from v2m.visualize.machine import describe_machine
 from v2m.visualize.report import write_report
-
-SHUFFLE_SEED = 0
 
 
 def train(
@@ -53,7 +48,7 @@ def train(
         console: where to show the progress; none for silence.
 
     Returns:
-        The record of the test images: top1, top5, loss, shuffled_top1, ...
+        The record of the test images: top1, top5, loss, shuffled_top1, ... or what the task has.
 
     Raises:
         InputError: for anything given that cannot be used.
@@ -81,9 +76,7 @@ def train(
             else:
                 reporter.message(f"the run in {run.path} is finished already")
         if ranks.first:
-            if not (run.path / REPORT).exists():
-                write_report(run.path)
-            _say_result(reporter, run, finished)
+            _report(session, run, reporter, finished)
         return finished
 
 
@@ -125,39 +118,27 @@ def _close_epoch(
         if stop and session.ranks.world == 1:
             _stop(session, run, stop)
 
-    result = _evaluate(session, session.validation_loader, on_batch=on_batch)
+    result = session.task.validate(session, session.validation_loader, on_batch=on_batch)
     meter = state.meter.together(session.ranks, session.device)
     seconds = meter.seconds + time.perf_counter() - started
     record = {
         "kind": "epoch",
         "epoch": state.epoch + 1,
         "step": state.step,
-        **meter.figures(),
-        "validation_loss": result.loss,
-        "validation_top1": result.top1,
+        **meter.figures(accuracy=session.task.has_accuracy),
+        **{f"validation_{name}": value for name, value in result.items()},
         "lr": max(group["lr"] for group in state.optimizer.param_groups),
         "seconds": seconds,
     }
     if session.device.type == "cuda":
         record["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    if not math.isfinite(result.loss):
+    if not math.isfinite(result.get("loss", 0.0)):
         reporter.message(f"the validation loss of epoch {record['epoch']} is not finite")
     state.seconds, state.meter = state.seconds + seconds, Meter()
     if session.ranks.first:
         run.append(record)
     _save(session, run)
     return record
-
-
-def _evaluate(session: Session, loader: Loader, **keywords: Any) -> ClassificationResult:
-    return evaluate_classifier(
-        session.state.evaluated,
-        loader,
-        device=session.device,
-        autocast=session.loop.autocast,
-        limit_batches=session.config.run.limit_batches,
-        **keywords,
-    )
 
 
 def _save(session: Session, run: RunDirectory) -> None:
@@ -221,24 +202,30 @@ def _keep(session: Session, run: RunDirectory, message: str, group: list[Batch])
         write_state(folder, session.state, description=session.description, extra=extra)
         tensors = {}
         for index, (images, targets) in enumerate(group):
-            tensors |= {f"images/{index}": images.cpu(), f"targets/{index}": targets.cpu()}
+            tensors |= _flat(f"images/{index}", images) | _flat(f"targets/{index}", targets)
         save_file(tensors, folder / "batch.safetensors")
     return f"The state before the step and the batch are kept in {folder}."
 
 
+def _flat(name: str, value: Any) -> dict[str, torch.Tensor]:
+    """Nested lists and dicts of tensors as one dict of named ones."""
+    if isinstance(value, torch.Tensor):
+        return {name: value.detach().cpu().contiguous()}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, part in items for k, v in _flat(f"{name}/{key}", part).items()}
+
+
 def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
     """Evaluate the test images, once, and write what stays of the run."""
-    state, ranks = session.state, session.ranks
-    test_set = open_dataset(session.config, "test")
-    loader = open_loader(session.config, state.model, test_set, ranks)
+    state, ranks, task = session.state, session.ranks, session.task
+    test_set = task.open_dataset("test")
+    batch_size = micro_batch_size(session.config, ranks)
+    loader = task.open_loader(state.model, test_set, ranks, batch_size=batch_size)
     reporter.start_evaluation("test", len(test_set))
-    result = _evaluate(session, loader, on_batch=reporter.evaluated)
-    shuffled = _shuffled_accuracy(session, loader, reporter)
     record = {
         "kind": "test",
         "epoch": state.epoch,
-        **result.summary(),
-        "shuffled_top1": shuffled,
+        **task.test(session, run, loader, reporter),
         "data": test_set.name,
         "skipped": len(loader.skipped),
         "seconds": state.seconds,
@@ -246,8 +233,7 @@ def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str
         "machine": describe_machine(),
     }
     if ranks.first:
-        np.savez(run.path / PREDICTIONS, probabilities=result.probabilities, targets=result.targets)
-        figures = {key: record[key] for key in ("top1", "top5", "shuffled_top1")}
+        figures = task.figures(record)
         description = session.description
         save_model(
             state.evaluated,
@@ -260,28 +246,13 @@ def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str
     return record
 
 
-def _shuffled_accuracy(session: Session, loader: Loader, reporter: Reporter) -> float | None:
-    """Top-1 with the patches of each image in random order; None for a model without patches."""
-    size = patch_size(session.state.evaluated)
-    _, height, width = loader.input_size
-    if size is None or height % size[0] or width % size[1]:
-        return None
-    generator = torch.Generator().manual_seed(SHUFFLE_SEED)
-    reporter.start_evaluation("test, patches shuffled", len(loader.dataset))
-    result = _evaluate(
-        session,
-        loader,
-        on_batch=reporter.evaluated,
-        transform=lambda images: shuffle_patches(images, size, generator),
-    )
-    return result.top1
-
-
 def _introduce(session: Session, reporter: Reporter) -> None:
     config, state = session.config, session.state
     parameters = sum(p.numel() for p in state.model.parameters())
     device = torch.cuda.get_device_name() if session.device.type == "cuda" else session.device.type
     processes = f" x {session.ranks.world}" if session.ranks.world > 1 else ""
+    for problem in getattr(session.train_set, "problems", []):
+        reporter.message(f"left out: {problem}")
     reporter.message(
         f"{state.model.pretrained_cfg['architecture']} ({parameters:,} parameters) on "
         f"{len(session.train_set):,} "
@@ -291,18 +262,21 @@ def _introduce(session: Session, reporter: Reporter) -> None:
     )
 
 
-def _mention_skipped(loader: Loader, reporter: Reporter) -> None:
+def _mention_skipped(loader: Any, reporter: Reporter) -> None:
     if loader.skipped:
         first = ", ".join(list(loader.skipped)[:3])
         reporter.message(f"{len(loader.skipped)} unreadable images were skipped: {first} ...")
 
 
-def _say_result(reporter: Reporter, run: RunDirectory, record: dict[str, Any]) -> None:
-    shuffled = record.get("shuffled_top1")
-    ending = "" if shuffled is None else f" ({shuffled:.2%} with its patches shuffled)"
+def _report(
+    session: Session, run: RunDirectory, reporter: Reporter, record: dict[str, Any]
+) -> None:
+    """Write the report, and say the result."""
+    if session.task.reports and not (run.path / REPORT).exists():
+        write_report(run.path)
     reporter.message(
-        f"test accuracy {record['top1']:.2%}{ending} on {record['images']:,} images of "
-        f"{record['data']}, "
+        f"test {session.task.summary(record)} on {record['images']:,} images of {record['data']}, "
         f"after {clock(record['seconds'])} of training"
     )
-    reporter.message(f"report: {run.path / REPORT}")
+    if session.task.reports:
+        reporter.message(f"report: {run.path / REPORT}")
