@@ -2,8 +2,8 @@
 
 They reduce over the channels, so they stand apart from the scan, but for memory they are one step:
 the grid is read once a scan, and what the scan needs per token and channel (its input and step
-size) is written once. The special functions of the SiLU and softplus also cost less here, where memory is
-the limit; in the scan they would compete with the exponentials of the states.
+size) is written once. The special functions of the SiLU and softplus also cost less here, where
+memory is the limit; in the scan they would compete with the exponentials of the states.
 
 Addresses are a 64-bit scalar for the tile and 32-bit offsets inside it.
 """

@@ -1,0 +1,92 @@
+"""The Triton kernels in Triton's interpreter: every kernel, every gradient by its name.
+
+They run in a process of their own, where the interpreter is on before Triton is imported.
+"""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+from v2m.errors import InputError
+from v2m.ops import selective_scan
+from v2m.ops.backend import is_available
+
+import triton_cases  # isort: skip
+
+pytestmark = pytest.mark.skipif(not is_available("triton"), reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """Calls a function of `triton_cases` where Triton interprets its kernels."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()
+    if before is None:
+        del os.environ["TRITON_INTERPRET"]
+    else:
+        os.environ["TRITON_INTERPRET"] = before
+
+
+@pytest.mark.parametrize(
+    ("shape", "states", "axis", "reverse", "window", "given"),
+    [
+        ((2, 3, 5, 8), 4, 2, False, None, ("B", "C", "D", "z", "dt_bias")),
+        ((2, 3, 5, 40), 3, 1, True, None, ("B", "C", "D", "z", "dt_bias")),
+        ((1, 9, 2, 7), 1, 1, False, 4, ("B",)),
+        ((1, 2, 7, 33), 16, 2, True, 4, ("C", "z")),
+        ((1, 1, 1, 5), 2, 2, True, None, ()),
+        ((1, 1, 17, 4), 2, 2, False, 5, ("D", "dt_bias")),
+    ],
+)
+def test_scan(interpreter, shape, states, axis, reverse, window, given):
+    errors = interpreter(triton_cases.scan_errors, shape, states, axis, reverse, window, given)
+    triton_cases.assert_accurate(errors)
+
+
+def test_scan_without_softplus(interpreter):
+    errors = interpreter(
+        triton_cases.scan_errors, (1, 2, 5, 6), 2, 1, True, None, ("B", "C"), softplus=False
+    )
+    triton_cases.assert_accurate(errors)
+
+
+def test_scan_in_half_precision(interpreter):
+    given = ("B", "C", "D", "z", "dt_bias")
+    errors = interpreter(
+        triton_cases.scan_errors, (1, 2, 5, 33), 16, 2, True, 3, given, torch.float16
+    )
+    triton_cases.assert_accurate(errors, trifle=1e-4)
+
+
+@pytest.mark.parametrize("scan", sorted(triton_cases.DIRECTIONS))
+def test_core(interpreter, scan):
+    shape = (1, 4, 4, 12) if scan == "release" else (1, 3, 5, 12)
+    errors = interpreter(triton_cases.core_errors, shape, 2, 3, scan)
+    triton_cases.assert_accurate(errors)
+
+
+def test_core_in_half_precision(interpreter):
+    errors = interpreter(triton_cases.core_errors, (1, 2, 3, 24), 16, 3, "corners", torch.float16)
+    triton_cases.assert_accurate(errors, trifle=2e-3)
+
+
+def test_core_with_another_convolution(interpreter):
+    errors = interpreter(triton_cases.core_errors, (2, 3, 2, 8), 1, 1, "corners", width=3)
+    triton_cases.assert_accurate(errors)
+
+
+def test_gates_that_are_closed_or_wide_open(interpreter):
+    triton_cases.assert_accurate(interpreter(triton_cases.closed_gate), trifle=2e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU for Triton")
+def test_a_cpu_tensor_is_refused_where_nothing_interprets(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    u = torch.randn(1, 2, 3, 4)
+    with pytest.raises(InputError, match=r"(?s)CPU tensor.*TRITON_INTERPRET=1"):
+        selective_scan(u, u, -torch.rand(4, 2), axis=1, backend="triton")

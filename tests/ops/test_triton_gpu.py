@@ -1,0 +1,211 @@
+"""The Triton backend on a CUDA device: `pytest -m gpu tests/ops/test_triton_gpu.py`."""
+
+import itertools
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import v2m
+from triton_cases import (
+    CORE_NAMES,
+    CORNERS,
+    assert_accurate,
+    core_errors,
+    core_gradients,
+    make_core,
+    scan_errors,
+)
+from v2m.ops import selective_scan
+from v2m.ops.core import PassWeights, mixer_core
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ALL = ("B", "C", "D", "z", "dt_bias")
+TRIFLE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+@pytest.mark.parametrize("dtype", TRIFLE, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "states", "axis", "reverse", "window", "given"),
+    [
+        ((2, 14, 14, 96), 16, 1, False, None, ALL),
+        ((1, 1, 63, 33), 16, 2, True, None, ("B", "z")),
+        ((2, 7, 1, 40), 1, 1, True, 3, ("C", "D", "dt_bias")),
+        ((1, 3, 33, 64), 8, 2, False, 7, ("B", "C")),
+        ((1, 5, 4, 48), 32, 1, False, None, ALL),
+        ((1, 2, 300, 64), 4, 2, False, None, ()),
+    ],
+)
+def test_scan(shape, states, axis, reverse, window, given, dtype):
+    errors = scan_errors(shape, states, axis, reverse, window, given, dtype, "cuda")
+    assert_accurate(errors, TRIFLE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TRIFLE, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "states", "rank", "scan"),
+    [
+        ((2, 14, 14, 384), 16, 12, "corners"),
+        ((2, 7, 7, 96), 16, 6, "release"),
+        ((1, 5, 9, 40), 3, 2, "windows"),
+        ((1, 9, 6, 48), 1, 3, "one"),
+    ],
+)
+def test_core(shape, states, rank, scan, dtype):
+    assert_accurate(core_errors(shape, states, rank, scan, dtype, "cuda"), TRIFLE[dtype])
+
+
+def every_tile():
+    from v2m.ops.triton.launch import TILES
+
+    return [(kernel, i) for kernel, tiles in TILES.items() for i in range(1, len(tiles))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kernel", "choice"), every_tile() if torch.cuda.is_available() else [])
+def test_every_launch_that_may_be_chosen(kernel, choice, dtype, monkeypatch):
+    from v2m.ops.triton.launch import TILES
+
+    monkeypatch.setitem(TILES, kernel, (TILES[kernel][choice],))
+    assert_accurate(core_errors((2, 5, 9, 96), 16, 6, "corners", dtype, "cuda"), TRIFLE[dtype])
+
+
+def test_a_line_of_16384_steps():
+    errors = scan_errors((1, 1, 16384, 32), 4, 2, False, None, ("B", "C"), device="cuda")
+    assert_accurate(errors, 1e-5)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_tensors_past_two_to_the_31(axis):
+    """The last image of a large batch equals the same image on its own."""
+    shape = (2**31 // (64 * 64 * 512) + 2, 64, 64, 512)  # 2.15e9 elements
+    u = torch.full(shape, 0.5, dtype=torch.bfloat16, device="cuda")
+    u[-1].normal_()
+    A = -torch.rand(512, 4, device="cuda") - 0.1
+    with torch.no_grad():
+        y = selective_scan(u, u, A, axis=axis, backend="triton")
+        alone = selective_scan(u[-1:], u[-1:], A, axis=axis, backend="triton")
+    assert u.numel() > 2**31
+    assert torch.equal(y[-1:], alone)
+
+
+def test_gradients_past_two_to_the_31():
+    shape = (2**31 // (64 * 64 * 512) + 2, 64, 64, 512)
+    u = torch.full(shape, 0.5, dtype=torch.bfloat16, device="cuda")
+    u[-1].normal_()
+    A = -torch.rand(512, 1, device="cuda") - 0.1
+    large, alone = (x.detach().requires_grad_() for x in (u, u[-1:].clone()))
+    dy = torch.ones((), dtype=u.dtype, device="cuda")
+    for leaf in (large, alone):
+        selective_scan(leaf, u[: len(leaf)] * 0 + 1, A, axis=1, backend="triton").backward(
+            dy.expand_as(leaf)
+        )
+    assert torch.equal(large.grad[-1:], alone.grad)
+
+
+def test_gradients_are_bit_equal_from_run_to_run():
+    case = make_core((4, 14, 14, 384), 16, 12, torch.bfloat16, "cuda")
+    first = core_gradients(*case, CORNERS)
+    for _ in range(100):
+        for name, a, b in zip(("y", *CORE_NAMES), first, core_gradients(*case, CORNERS)):
+            assert torch.equal(a, b), name
+
+
+def test_one_bad_image_leaves_the_others_bit_equal():
+    u, z, _, first, second = make_core((4, 7, 9, 96), 16, 6, torch.bfloat16, "cuda")
+    good = mixer_core(u, z, first, second, CORNERS)
+    u = u.clone()
+    u[1] = torch.nan
+    bad = mixer_core(u, z, first, second, CORNERS)
+    assert torch.equal(bad[[0, 2, 3]], good[[0, 2, 3]])
+    assert bad[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    list(itertools.product([0.0, 1e-30, 100.0, 3e4], ["u", "z", "dt_bias", "A_log"])),
+)
+def test_extreme_values_stay_finite(size, name):
+    u, z, dy, first, second = make_core((1, 5, 6, 64), 16, 4, torch.bfloat16, "cuda")
+    if name == "A_log":
+        first = first._replace(A_log=torch.full_like(first.A_log, min(size, 20.0)))
+    elif name == "dt_bias":
+        first = first._replace(dt_bias=torch.full_like(first.dt_bias, -size))
+    u, z = (x * size if name == key else x for key, x in (("u", u), ("z", z)))
+    found = core_gradients(u, z, dy, first, second, CORNERS)
+    assert all(x.isfinite().all() for x in found)
+
+
+def test_opcheck():
+    """Schema, fake and autograd registration, and tracing with dynamic shapes."""
+    from v2m.ops import library
+
+    u, z, _, first, second = make_core((1, 3, 5, 32), 4, 2, torch.float32, "cuda")
+    grids = [x.detach().requires_grad_() for x in (u, z)]
+    weights = [[x.requires_grad_() for x in weights] for weights in (first, second)]
+    encoded = library._encode(CORNERS)
+    opcheck(torch.ops.v2m.mixer_core.default, (*grids, *weights, encoded, "triton"))
+    A = first.A_log.detach().neg().requires_grad_()
+    rest = (None, None, None, None, None, True, 1, False, None, "triton")
+    opcheck(torch.ops.v2m.selective_scan.default, (*grids, A, *rest))
+
+
+def test_chosen_on_cuda_and_compiled_whole():
+    """The same numbers compiled, without a graph break, at more than one size."""
+    _, _, _, first, second = make_core((1, 3, 5, 32), 4, 2, torch.float32, "cuda")
+    assert v2m.ops.backend.choose_backend(None, first.D) == "triton"
+
+    def core(u, z):
+        return mixer_core(u, z, first, second, CORNERS).sin()
+
+    compiled = torch.compile(core, fullgraph=True, dynamic=True)
+    for shape in ((1, 3, 5, 32), (2, 6, 4, 32), (1, 7, 7, 32)):
+        u, z = (torch.randn(shape, device="cuda", requires_grad=True) for _ in "uz")
+        torch.testing.assert_close(compiled(u, z), core(u, z))
+
+
+def test_captured_in_a_graph():
+    u, z, _, first, second = make_core((2, 7, 7, 96), 16, 6, torch.bfloat16, "cuda")
+    with torch.no_grad():
+        wanted = mixer_core(u, z, first, second, CORNERS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = mixer_core(u, z, first, second, CORNERS)
+        found.zero_()
+        graph.replay()
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_device_that_is_not_the_current_one():
+    case = make_core((1, 5, 6, 64), 4, 4, torch.float32, "cuda:0")
+    there = [x.to("cuda:1") for x in case[:3]]
+    there += [PassWeights(*(x.to("cuda:1") for x in weights)) for weights in case[3:]]
+    for a, b in zip(core_gradients(*case, CORNERS), core_gradients(*there, CORNERS)):
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+def test_training_in_bfloat16_stays_finite_and_close_to_float32():
+    def losses(dtype):
+        torch.manual_seed(0)
+        model = v2m.create_model("v2m_nano_patch4_28", num_classes=10, in_chans=1).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        generator = torch.Generator("cuda").manual_seed(1)
+        images = torch.randn(256, 1, 28, 28, device="cuda", generator=generator)
+        labels = images.mean((1, 2, 3)).argsort().argsort() * 10 // 256
+        found = []
+        for _ in range(100):
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(float(loss))
+        return torch.tensor(found)
+
+    low, full = losses(torch.bfloat16), losses(torch.float32)
+    assert low.isfinite().all()
+    assert abs(float(low[-10:].mean() - full[-10:].mean())) < 0.1
