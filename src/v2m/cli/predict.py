@@ -39,13 +39,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="go on past images that cannot be read"
     )
+    parser.add_argument(
+        "--task",
+        choices=("classify", "detect", "segment"),
+        help="refuse a model of another task (default: the model's own)",
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="detection: least score drawn (default: 0.5)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Classify, and print or write the result; 0, or InputError."""
+    from v2m.evaluation.dense_run import stored_task
     from v2m.predict import Predictor, find_images
 
+    task = stored_task(args.model)
+    if args.task not in (None, task):
+        raise InputError(f"--task {args.task}: {args.model} was trained to {task}.")
+    if task != "classify":
+        return _run_dense(args)
     form = _format(args.format, args.output)
     paths = find_images(args.images)
     predictor = Predictor.load(args.model, device=args.device)
@@ -67,6 +81,34 @@ def run(args: argparse.Namespace) -> int:
     if skipped:
         messages.print(f"{len(skipped)} of {len(paths)} images could not be read", style="yellow")
     _write(predictions, form, args.output)
+    return 0
+
+
+def _run_dense(args: argparse.Namespace) -> int:
+    """Draw what a detector or a segmenter finds into the folder --output."""
+    from v2m.predict import find_images
+    from v2m.predict_dense import DensePredictor, predict_to_folder
+
+    if args.output is None:
+        raise InputError("--output is missing: name the folder for the pictures and results.")
+    if args.output.is_file():
+        raise InputError(f"--output {args.output} is a file: name a folder.")
+    if not 0 <= args.score <= 1:
+        raise InputError(f"--score {args.score}: expected a number from 0 to 1.")
+    paths = find_images(args.images)
+    predictor = DensePredictor(args.model, device=args.device)
+    skipped: list[tuple[Path, str]] = []
+    messages = Console(stderr=True)
+    with _progress(messages, disable=len(paths) == 1) as progress:
+        task = progress.add_task("predicting", total=len(paths))
+        kept = skipped if args.skip_bad else None
+        written = predict_to_folder(predictor, paths, args.output, score=args.score, skipped=kept)
+        done = 0
+        for done, _ in enumerate(written, 1):
+            progress.update(task, completed=done + len(skipped))
+    for _, reason in skipped:
+        messages.print(f"skipped: {reason}", style="yellow", markup=False, highlight=False)
+    Console().print(f"{done} of {len(paths)} images are in {escape(str(args.output))}")
     return 0
 
 

@@ -28,6 +28,8 @@ examples:
   v2m train v2m_tiny_patch16_224 --data /data/imagenet --recipe imagenet_tiny --output runs/tiny
   v2m train --recipe finetune --data photos/ --set model.checkpoint=runs/tiny --output runs/photos
   v2m train --recipe imagenet_tiny --data /data/imagenet --output runs/tiny --resume
+  v2m train --recipe detect_own --data photos/ --output runs/found
+  v2m train --task segment v2m_hier_small_224 --data /data/ade20k --output runs/scenes
 
 Ctrl-C or SIGTERM ends a run after the current step; --resume goes on from its last checkpoint,
 exactly.
@@ -46,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a name of `v2m models`, or of timm")
     add("--data", metavar="D", help="a name of `v2m data`, or a folder of images")
+    add("--task", metavar="T", help="classify (default), detect or segment")
     add("--recipe", metavar="R", help="where the settings start from; see --list-recipes")
     add("--output", metavar="DIR", type=Path, help="the folder to write")
     add(
@@ -71,6 +74,7 @@ def configuration(arguments: argparse.Namespace) -> Any:
 
     config = get_recipe(arguments.recipe) if arguments.recipe else TrainConfig()
     named = {
+        "task": arguments.task,
         "model.name": arguments.model,
         "data.name": arguments.data,
         "run.device": arguments.device,

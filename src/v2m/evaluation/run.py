@@ -23,9 +23,9 @@ from v2m.evaluation.patches import patch_size
 MISTAKES = 3  # named per class
 
 
-def load_model(path: str | os.PathLike, reporter: Reporter) -> nn.Module:
-    """The model in a run's folder (finished, else of its last whole checkpoint) or in a
-    checkpoint."""
+def model_folder(path: str | os.PathLike, reporter: Reporter) -> Path:
+    """Where a run's model is (finished, else its last whole checkpoint); other paths as they
+    are."""
     path = Path(path)
     run = RunDirectory(path)
     if path.is_dir() and not (path / "model.safetensors").exists() and run.store.root.is_dir():
@@ -34,7 +34,13 @@ def load_model(path: str | os.PathLike, reporter: Reporter) -> nn.Module:
             raise InputError(f"{path} is a run without a whole checkpoint yet.")
         reporter.message(f"the run is not finished: evaluating {newest}")
         path = newest
-    return v2m.from_checkpoint(path)
+    return path
+
+
+def load_model(path: str | os.PathLike, reporter: Reporter) -> nn.Module:
+    """The model in a run's folder (finished, else of its last whole checkpoint) or in a
+    checkpoint."""
+    return v2m.from_checkpoint(model_folder(path, reporter))
 
 
 def evaluate_on(

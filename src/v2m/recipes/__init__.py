@@ -9,21 +9,51 @@ from difflib import get_close_matches
 from v2m.engine.config import TrainConfig
 from v2m.errors import InputError
 from v2m.recipes.demo import demo
+from v2m.recipes.detection import (
+    coco_hier_base_1x,
+    coco_hier_base_3x,
+    coco_hier_small_1x,
+    coco_hier_small_3x,
+    detect_own,
+)
 from v2m.recipes.finetune import finetune
 from v2m.recipes.imagenet import imagenet_small, imagenet_tiny
+from v2m.recipes.segmentation import (
+    ade20k_hier_base,
+    ade20k_hier_small,
+    ade20k_local_small,
+    ade20k_local_tiny,
+    segment_own,
+)
 
 __all__ = [
     "RECIPES",
+    "ade20k_hier_base",
+    "ade20k_hier_small",
+    "ade20k_local_small",
+    "ade20k_local_tiny",
+    "coco_hier_base_1x",
+    "coco_hier_base_3x",
+    "coco_hier_small_1x",
+    "coco_hier_small_3x",
     "demo",
+    "detect_own",
     "finetune",
     "get_recipe",
     "imagenet_small",
     "imagenet_tiny",
+    "segment_own",
     "summary",
 ]
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (demo, imagenet_tiny, imagenet_small, finetune)
+    recipe.__name__: recipe
+    for recipe in (
+        *(demo, imagenet_tiny, imagenet_small, finetune),
+        *(coco_hier_small_1x, coco_hier_base_1x, coco_hier_small_3x, coco_hier_base_3x),
+        *(ade20k_local_tiny, ade20k_local_small, ade20k_hier_small, ade20k_hier_base),
+        *(detect_own, segment_own),
+    )
 }
 
 

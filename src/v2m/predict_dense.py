@@ -1,0 +1,187 @@
+"""Detect objects, or name each pixel, with a trained model: `v2m predict` for dense tasks."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from v2m.data.images import BadImageError, load_image
+from v2m.engine.distributed import Ranks, choose_device
+from v2m.errors import InputError
+from v2m.evaluation.dense_run import stored_inference
+from v2m.evaluation.detection import MASK_THRESHOLD, coco_rows
+from v2m.evaluation.segmentation import segment
+from v2m.heads import Detector, from_directory
+
+__all__ = ["DensePredictor", "palette", "predict_to_folder"]
+
+OPACITY = 0.5
+DETECTIONS = "detections.json"
+
+
+class DensePredictor:
+    """A stored detector or segmenter with its preprocessing and class names.
+
+    Args:
+        folder: what training wrote.
+        device: "cpu", "cuda", "mps", or "auto".
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, device: str = "auto"):
+        self.model = from_directory(folder).to(choose_device(device, Ranks()))
+        self.device = next(self.model.parameters()).device
+        names = self.model.pretrained_cfg.get("label_names")
+        self.label_names = names or [f"class {i}" for i in range(self.model.num_classes)]
+        self.detects = isinstance(self.model, Detector)
+        self.inference = None if self.detects else stored_inference(folder)
+        self.colors = palette(self.model.num_classes)
+
+    def _tensor(self, image: Image.Image) -> Tensor:
+        """(C, H, W) in [0, 1] on the device."""
+        return F.to_dtype(F.to_image(image), torch.float32, scale=True).to(self.device)
+
+    @torch.inference_mode()
+    def detect(self, image: Image.Image) -> dict[str, Tensor]:
+        """Boxes, labels, scores and masks of one image, on the CPU; see `v2m.heads.Detector`."""
+        (found,) = self.model([self._tensor(image)])
+        return {key: value.cpu() for key, value in found.items()}
+
+    @torch.inference_mode()
+    def classes(self, image: Image.Image) -> np.ndarray:
+        """(H, W) uint8 class of each pixel of one image."""
+        cfg = self.model.pretrained_cfg
+        tensor = F.normalize(self._tensor(image), list(cfg["mean"]), list(cfg["std"]))
+        return segment(self.model, tensor, self.inference).argmax(0).byte().cpu().numpy()
+
+    def draw_detections(
+        self, image: Image.Image, found: dict[str, Tensor], *, score: float
+    ) -> Image.Image:
+        """The image with the boxes, masks and names of what has at least that score."""
+        kept = found["scores"] >= score
+        labels = found["labels"][kept].tolist()
+        picture = F.pil_to_tensor(image.convert("RGB"))
+        colors = [self.colors[label] for label in labels]
+        if "masks" in found and labels:
+            masks = found["masks"][kept, 0] >= MASK_THRESHOLD
+            picture = draw_segmentation_masks(picture, masks, alpha=OPACITY, colors=colors)
+        if labels:
+            values = found["scores"][kept].tolist()
+            texts = [f"{self.label_names[i]} {v:.0%}" for i, v in zip(labels, values)]
+            boxes = found["boxes"][kept]
+            picture = draw_bounding_boxes(picture, boxes, texts, colors=colors, width=2)
+        return F.to_pil_image(picture)
+
+    def draw_classes(self, image: Image.Image, classes: np.ndarray) -> Image.Image:
+        """The image under the colours of its classes."""
+        colors = np.array(self.colors, np.float32)[classes]  # (H, W, 3)
+        picture = np.asarray(image.convert("RGB"), np.float32)
+        mixed = (1 - OPACITY) * picture + OPACITY * colors
+        return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def palette(count: int) -> list[tuple[int, int, int]]:
+    """Colours that differ: hues by the golden ratio, at three levels of brightness."""
+    hues = ((0.61803398875 * i) % 1.0 for i in range(count))
+    levels = ((0.95, 0.75, 0.55)[i % 3] for i in range(count))
+    colors = (colorsys.hsv_to_rgb(h, 0.8, v) for h, v in zip(hues, levels))
+    return [tuple(round(255 * channel) for channel in color) for color in colors]
+
+
+def predict_to_folder(
+    predictor: DensePredictor,
+    paths: Iterable[Path],
+    output: Path,
+    *,
+    score: float = 0.5,
+    skipped: list[tuple[Path, str]] | None = None,
+) -> Iterator[Path]:
+    """Write what a model finds on images, one after the other; yields the files drawn.
+
+    A detector writes OUTPUT/detections.json, COCO's JSON of images, categories and annotations
+    (all scores), and a picture an image with what has at least `score`. A segmenter writes
+    OUTPUT/NAME.png with the number of each pixel's class, and OUTPUT/NAME_drawn.png.
+
+    Args:
+        skipped: receives (path, reason) of each image that cannot be read; without it, such an
+            image is an error.
+
+    Raises:
+        InputError: an image cannot be read, or the folder not be written.
+    """
+    names = _Names()
+    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [
+        {"id": i + 1, "name": name} for i, name in enumerate(predictor.label_names)
+    ]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            try:
+                image = load_image(path, predictor.model.config.in_chans)
+            except BadImageError as error:
+                if skipped is None:
+                    raise
+                skipped.append((path, str(error)))
+                continue
+            name = names.of(path)
+            if predictor.detects:
+                yield _detected(predictor, image, path, output / f"{name}.png", score, content)
+            else:
+                yield _named(predictor, image, output, name)
+        if predictor.detects:
+            (output / DETECTIONS).write_text(json.dumps(content), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error}.") from error
+
+
+class _Names:
+    """A name of its own for the results of each image."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def of(self, path: Path) -> str:
+        name, number = path.stem, 1
+        while name in self.taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        self.taken.add(name)
+        return name
+
+
+def _detected(
+    predictor: DensePredictor,
+    image: Image.Image,
+    path: Path,
+    target: Path,
+    score: float,
+    content: dict[str, list[Any]],
+) -> Path:
+    found = predictor.detect(image)
+    number = len(content["images"]) + 1
+    size = {"height": image.height, "width": image.width}
+    content["images"].append({"id": number, "file_name": str(path), **size})
+    ids = [category["id"] for category in content["categories"]]
+    for row in coco_rows(found, number, ids):
+        content["annotations"].append({"id": len(content["annotations"]) + 1, **row})
+    predictor.draw_detections(image, found, score=score).save(target)
+    return target
+
+
+def _named(predictor: DensePredictor, image: Image.Image, output: Path, name: str) -> Path:
+    classes = predictor.classes(image)
+    Image.fromarray(classes).save(output / f"{name}.png")
+    target = output / f"{name}_drawn.png"
+    predictor.draw_classes(image, classes).save(target)
+    return target
