@@ -76,6 +76,11 @@ BAD_VALUES = [
     ("model.kwargs.scan=diagonal", "scan"),
     ("model.kwargs.dpeth=2", "dpeth"),
     ("model.kwargs=3", "model.kwargs"),
+    ("model.kwargs.num_classes=3", "num_classes"),
+    ("model.kwargs.num_classes=0", "num_classes"),
+    ("model.kwargs.features_only=true", "features_only"),
+    ("model.kwargs.in_chans=2", "in_chans"),
+    ("model.kwargs.d_state=0", "d_state"),
     ("model.checkpoint=/no/such/file", "/no/such/file"),
     ("run.seed=-1", "run.seed"),
     ("run.device=tpu", "run.device"),
@@ -88,6 +93,11 @@ BAD_VALUES = [
     ("optim=3", "optim"),
     ("optimizer.lr=1", "optim.lr"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("V2M_BACKEND", "eager")
 
 
 def refuse(

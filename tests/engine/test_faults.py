@@ -82,17 +82,15 @@ def comparable(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 def test_killed_fifty_times(tmp_path: Path, config: TrainConfig) -> None:
-    long = apply_overrides(config, ["schedule.epochs=60"])
+    long = apply_overrides(config, ["schedule.epochs=150"])
     generator = random.Random(0)
     run, kills, resumed = tmp_path / "run", 0, 0
     while kills < 50:
         process = start(long, run)
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(generator.uniform(0.0, 1.5))
-        if process.poll() is not None:
-            assert process.returncode == 0
-            break
+        time.sleep(generator.uniform(0.0, 0.8))
+        assert process.poll() is None, "too short a run to kill it fifty times"
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
@@ -103,7 +101,7 @@ def test_killed_fifty_times(tmp_path: Path, config: TrainConfig) -> None:
     assert comparable(run) == comparable(tmp_path / "whole")
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("run", "whole"))
     assert all(torch.equal(one[name], two[name]) for name in two)
-    assert resumed >= 10, f"only {resumed} of {kills} kills came after a checkpoint"
+    assert resumed >= 25, f"only {resumed} of {kills} kills came after a checkpoint"
 
 
 @pytest.mark.slow

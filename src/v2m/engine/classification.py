@@ -21,6 +21,7 @@ from v2m.engine.session import Session
 from v2m.engine.task import Task
 from v2m.errors import InputError
 from v2m.evaluation import ClassificationResult, evaluate_classifier, patch_size
+from v2m.ops import use_backend
 
 __all__ = ["ClassificationTask"]
 
@@ -168,7 +169,27 @@ def build_model(config: TrainConfig, train_set: ImageDataset) -> nn.Module:
     if config.run.grad_checkpointing:
         model.set_grad_checkpointing(True)
     model.pretrained_cfg = model.pretrained_cfg | _preprocessing(config, model, train_set, keywords)
+    _check_output(config, model, len(train_set.classes))
     return model
+
+
+def _check_output(config: TrainConfig, model: nn.Module, classes: int) -> None:
+    """Classify one empty image, so that a model that cannot is refused before anything starts."""
+    name, size = model.pretrained_cfg["architecture"], tuple(model.pretrained_cfg["input_size"])
+    try:
+        with torch.inference_mode(), use_backend("eager"):  # nothing to compile for one image
+            output = model.eval()(torch.zeros(1, *size))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(
+            f"{name} does not take images of {' x '.join(map(str, size))} with model.kwargs = "
+            f"{config.model.kwargs}: {error}"
+        ) from error
+    if not isinstance(output, Tensor) or output.shape != (1, classes):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"{name} with model.kwargs = {config.model.kwargs} is no classifier of the data set's "
+            f"{classes} classes: for one image it gives {shape} instead of (1, {classes})."
+        )
 
 
 def _check_architecture(config: TrainConfig, model: nn.Module) -> None:

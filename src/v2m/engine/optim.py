@@ -3,7 +3,6 @@ weights, all from timm."""
 
 from __future__ import annotations
 
-import warnings
 from difflib import get_close_matches
 from typing import Any
 
@@ -97,16 +96,14 @@ def create_schedule(
     `step_update(t)` sets the rate for step t."""
     total = config.epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shape, keywords = _shape(config, total, warmup)
-        schedule = shape(
-            optimizer,
-            warmup_t=warmup,
-            warmup_lr_init=config.warmup_lr,
-            t_in_epochs=False,
-            **keywords,
-        )
+    shape, keywords = _shape(config, total, warmup)
+    schedule = shape(
+        optimizer,
+        warmup_t=warmup,
+        warmup_lr_init=config.warmup_lr,
+        t_in_epochs=False,
+        **keywords,
+    )
     schedule.step_update(0)
     return schedule
 
@@ -119,7 +116,8 @@ def _shape(
         steps = [round(part * total) + 1 for part in config.milestones]  # timm is one step early
         keywords = {"decay_t": steps, "decay_rate": config.gamma, "warmup_prefix": False}
         return MultiStepLRScheduler, keywords
-    keywords = {"t_initial": total - warmup, "lr_min": config.min_lr, "warmup_prefix": True}
+    steps = max(2, total - warmup)  # of one, timm warns that it falls nowhere
+    keywords = {"t_initial": steps, "lr_min": config.min_lr, "warmup_prefix": True}
     if config.name == "linear":
         return PolyLRScheduler, {**keywords, "power": 1.0}
     return CosineLRScheduler, keywords
