@@ -83,10 +83,10 @@ class Tile:
 TILES: dict[str, tuple[Tile, ...]] = {
     "scan": (Tile(64), Tile(32), Tile(128), Tile(128, warps=2)),
     "scan_backward": (Tile(32, 2), Tile(32, 3), Tile(32, 4), Tile(32, 1), Tile(64, 1), Tile(16, 4)),
-    "project": (Tile(32, 32, 2, 3), Tile(64, 32, 2, 3), Tile(32, 64, 4, 3)),
-    "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
-    "project_backward": (Tile(32, 32, 4, 3), Tile(32, 32, 4, 1), Tile(64, 32, 4, 1)),
-    "conv_backward": (Tile(64, 16, 2), Tile(64, 32, 4), Tile(32, 32, 4)),
+    "project": (Tile(64, 32, 2, 3), Tile(32, 32, 2, 3)),
+    "project_backward_low": (Tile(64, 64, 4, 3), Tile(64, 32, 2, 3)),
+    "project_backward": (Tile(32, 32, 2), Tile(32, 32, 4)),
+    "conv_backward": (Tile(32, 32, 2), Tile(64, 16, 2)),
     "gate": (Tile(128, 32, 4),),
 }
 
