@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "write the report of a training run again",
     "models": "list the models: parameters, GFLOPs, input size",
     "data": "list the data sets, or fetch one",
+    "benchmark": "time models on this machine",
     "doctor": "show versions, devices and backends, and check them",
 }
 
