@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py --output benchmarks/results/kernels.csv
 
-The core of a V2M-T layer at batch 128 and 224 px: 128 x 14 x 14 tokens, E 384, N 16, R 12, bfloat16,
-the four corners: two row scans and four column scans. Outputs are checked against `eager` in
-float64 on two images first. Times are the device's own, from PyTorch's profiler.
+The core of a V2M-T layer at batch 128 and 224 px: 128 x 14 x 14 tokens, E 384, N 16, R 12,
+bfloat16, the four corners: two row scans and four column scans. Outputs are checked against `eager`
+in float64 on two images first. Times are the device's own, from PyTorch's profiler.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from v2m.ops.core import Direction, PassWeights, Sweep, mixer_core
 TOKENS, INNER, STATES, RANK, SCANS = 128 * 14 * 14, 384, 16, 12, 6
 SLAB = TOKENS * INNER  # elements of one grid
 BYTES_PER_SECOND, EXPONENTIALS_PER_SECOND = 2.8e12, 3.7e12
+FIELDS = ["work", "kernel", "microseconds", "floor_microseconds"]
+FIELDS += ["device", "torch", "triton", "date", "command"]
 CORNERS = tuple(Direction(Sweep(2, a), Sweep(1, b)) for a in (False, True) for b in (False, True))
 
 # The least a kernel can take, microseconds: exponentials of the states, or grids read and written.
@@ -90,10 +92,7 @@ def main() -> None:
     machine += [datetime.date.today().isoformat(), " ".join(["python", *sys.argv])]
     with options.output.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["work", "kernel", "microseconds", "floor_microseconds"]
-            + ["device", "torch", "triton", "date", "command"]
-        )
+        writer.writerow(FIELDS)
         for name, function in work.items():
             for kernel, time in kernel_times(function):
                 floor = FLOORS.get(kernel)
