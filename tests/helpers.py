@@ -157,3 +157,15 @@ def images_for(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = 
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(batch, config.in_chans, height, width, generator=generator)
     return images.to(next(model.parameters()))
+
+
+def golden_case(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """A registered model at its full size with deterministic weights, and one small image."""
+    with torch.device("meta"):
+        model = v2m.create_model(name)
+    model.to_empty(device="cpu")
+    patch = getattr(model.config, "patch_size", 16)
+    shape = (1, model.config.in_chans, 4 * patch, 3 * patch)
+    random = np.random.Generator(np.random.Philox([1, zlib.crc32(name.encode())]))
+    images = torch.from_numpy(random.standard_normal(shape)).to(dtype)
+    return fill_deterministically(model).to(dtype).eval(), images
