@@ -50,13 +50,21 @@ class _Commands(argparse.Action):
         parser.exit()
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest subcommand, whose indentation argparse does not count."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length = max(self._action_max_length, 4 + max(map(len, COMMANDS)))
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser with every subcommand's line, and with the options of `command` alone."""
     parser = argparse.ArgumentParser(
         prog="v2m",
         description="Visual 2-Dimensional Mamba: train, evaluate and use image models.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--version", action=_Commands, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
