@@ -64,6 +64,138 @@ def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr):
     return rows
 
 
+@triton.jit
+def replay(
+    u, dt, B, at_n, A_block, bias, live, saved, steps, chunks,
+    stride_e, stride_n, e, E, n, N,
+    SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STATE: tl.constexpr,
+):  # fmt: skip
+    """Walk a line forwards and save the state after every chunk but the last.
+
+    u, dt: pointers to the line's first row; at_n: elements before it in B. Returns the last chunk's
+    rows of u and dt.
+    """
+    h = tl.zeros(A_block.shape, tl.float32)
+    xs = load_steps(u, stride_e, e, E, steps, CHUNK)
+    dts = load_steps(dt, stride_e, e, E, steps, CHUNK)
+    for c in range(chunks - 1):
+        done = (c + 1) * CHUNK
+        next_xs = load_steps(u + done * stride_e, stride_e, e, E, steps - done, CHUNK)
+        next_dts = load_steps(dt + done * stride_e, stride_e, e, E, steps - done, CHUNK)
+        for j in tl.static_range(CHUNK):
+            step = step_size(dts[j], bias, SOFTPLUS)
+            B_now = live
+            if B is not None:
+                B_now = tl.load((B + at_n + j * stride_n) + n, n < N, 0.0)
+                B_now = B_now.to(tl.float32)[None, :]
+            drive = (step * xs[j].to(tl.float32))[:, None]
+            h = tl.exp2(step[:, None] * A_block) * h + drive * B_now
+        tl.store(saved + c * STATE, h)
+        at_n += CHUNK * stride_n
+        xs = next_xs
+        dts = next_dts
+    return xs, dts
+
+
+@triton.jit
+def recompute(
+    h, xs, dts, Bs, A_block, bias, live, alive, SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Step sizes and decays of a chunk, and its states, the one before it first."""
+    # Decays first: they do not wait for the checkpoint to arrive.
+    sizes = ()
+    decays = ()
+    for j in tl.static_range(CHUNK):
+        step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
+        sizes = sizes + (step,)
+        decays = decays + (tl.exp2(step[:, None] * A_block),)
+    states = (h,)
+    for j in tl.static_range(CHUNK):
+        B_now = live
+        if Bs is not None:
+            B_now = Bs[j].to(tl.float32)[None, :]
+        drive = (sizes[j] * xs[j].to(tl.float32))[:, None]
+        states = states + (decays[j] * states[j] + drive * B_now,)
+    return sizes, decays, states
+
+
+@triton.jit
+def step_gradient(dstep, raw, step, bias, SOFTPLUS: tl.constexpr, SOFTPLUS_DONE: tl.constexpr):
+    """Gradient before the softplus, wherever that is applied."""
+    if SOFTPLUS:
+        raw = raw.to(tl.float32)
+        if bias is not None:
+            raw += bias
+        dstep *= sigmoid(raw)
+    if SOFTPLUS_DONE:
+        dstep *= softplus_slope(step)
+    return dstep
+
+
+@triton.jit
+def consume(
+    p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
+    A_block, skip, bias, live, z, at_z, dz, du, ddt,
+    dB, dC, at_share, stride, stride_e, stride_share,
+    e, E, n, N, alive, z_stride, scale, add,
+    LEAST_GATE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    SOFTPLUS_DONE: tl.constexpr,
+    TENSOR_CORE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Walk a chunk backwards: store its gradients, return p and the sums of the program.
+
+    du, ddt: pointers to the chunk's first row; at_share: elements before it in dB or dC; at_z: its
+    token in z and dz.
+    """
+    for j in tl.static_range(CHUNK - 1, -1, -1):
+        inside = e < tl.where(j < alive, E, 0)
+        inside_n = n < tl.where(j < alive, N, 0)
+        x = xs[j].to(tl.float32)
+        step = sizes[j]
+        g_out = dys[j].to(tl.float32)
+        B_now = live
+        C_now = live
+        if Bs is not None:
+            B_now = Bs[j].to(tl.float32)[None, :]
+        if Cs is not None:
+            C_now = Cs[j].to(tl.float32)[None, :]
+        if z is not None:
+            token_z = at_z + j * stride
+            gate = tl.load((z + token_z * z_stride) + e, inside, 0.0)
+            gate = nonzero_gate(gate, LEAST_GATE)
+            g_out *= scale
+            open_ = sigmoid(gate)
+            out = tl.sum(states[j + 1] * C_now, axis=1) + skip * x
+            dgate = g_out * out * open_ * (1.0 + gate * (1.0 - open_))
+            before = e < tl.where((j < alive) & add, E, 0)
+            dgate += tl.load((dz + token_z * E) + e, before, 0.0).to(tl.float32)
+            tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
+            g_out *= gate * open_
+        at = at_share + j * stride_share
+        if Cs is not None:
+            store_channel_sum(dC + at, states[j + 1] * g_out[:, None], n, inside_n, TENSOR_CORE)
+        g = p + g_out[:, None] * C_now
+        if Bs is not None:
+            store_channel_sum(dB + at, g * (step * x)[:, None], n, inside_n, TENSOR_CORE)
+        g_in = tl.sum(g * B_now, axis=1)
+        p = decays[j] * g
+        t = p * states[j]
+        dA_sum += t * step[:, None]
+        dstep = LN2 * tl.sum(A_block * t, axis=1) + x * g_in
+        dstep = step_gradient(dstep, dts[j], step, bias, SOFTPLUS, SOFTPLUS_DONE)
+        dstep = tl.where(j < alive, dstep, 0.0)
+        dx = step * g_in + skip * g_out
+        tl.store((ddt + j * stride_e) + e, dstep.to(ddt.dtype.element_ty), inside)
+        tl.store((du + j * stride_e) + e, dx.to(du.dtype.element_ty), inside)
+        dD_sum += g_out * x
+        dbias_sum += dstep
+    return p, dA_sum, dD_sum, dbias_sum
+
+
 @triton.jit(do_not_specialize=[*SIZES, "segments", "scans"])
 def scan_backward_kernel(
     dy, u, dt, A, B, C, D, dt_bias, z,
@@ -131,32 +263,18 @@ def scan_backward_kernel(
             row = slot + token
             chunks = tl.cdiv(steps, CHUNK)
 
-            h = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
             at = row * E  # elements: of the chunk's first step in u and dt, and below in B or C
             at_n = row * N
-            xs = load_steps(u + at, stride_e, e, E, steps, CHUNK)
-            dts = load_steps(dt + at, stride_e, e, E, steps, CHUNK)
-            for c in range(chunks - 1):
-                at += CHUNK * stride_e
-                alive = steps - (c + 1) * CHUNK
-                next_xs = load_steps(u + at, stride_e, e, E, alive, CHUNK)
-                next_dts = load_steps(dt + at, stride_e, e, E, alive, CHUNK)
-                for j in tl.static_range(CHUNK):
-                    step = step_size(dts[j], bias, SOFTPLUS)
-                    B_now = live
-                    if B is not None:
-                        B_now = tl.load((B + at_n + j * stride_n) + n, mask_n, 0.0)
-                        B_now = B_now.to(tl.float32)[None, :]
-                    drive = (step * xs[j].to(tl.float32))[:, None]
-                    h = tl.exp2(step[:, None] * A_block) * h + drive * B_now
-                tl.store(saved + c * STATE, h)
-                at_n += CHUNK * stride_n
-                xs = next_xs
-                dts = next_dts
+            xs, dts = replay(
+                u + at, dt + at, B, at_n, A_block, bias, live, saved, steps, chunks,
+                stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, STATE,
+            )  # fmt: skip
+            first = (chunks - 1) * CHUNK
+            at += first * stride_e
+            at_n += first * stride_n
             tl.debug_barrier()
 
             p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-            first = (chunks - 1) * CHUNK
             at_y = (y_token * E) + first * stride_y
             at_z = token + first * stride
             dys = load_steps(dy + at_y, stride_y, e, E, steps - first, CHUNK)
@@ -175,76 +293,22 @@ def scan_backward_kernel(
                 next_xs = load_steps(u + at_next, stride_e, e, E, coming, CHUNK)
                 next_dts = load_steps(dt + at_next, stride_e, e, E, coming, CHUNK)
                 next_dys = load_steps(dy + at_y, stride_y, e, E, coming, CHUNK)
+                Bs = None
                 if B is not None:
                     Bs = load_steps(B + at_n, stride_n, n, N, alive, CHUNK)
+                Cs = None
                 if C is not None:
                     Cs = load_steps(C + at_n, stride_n, n, N, alive, CHUNK)
-                # Decays first: they do not wait for the checkpoint to arrive.
-                decays = ()
-                steps_of = ()
-                for j in tl.static_range(CHUNK):
-                    step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
-                    steps_of = steps_of + (step,)
-                    decays = decays + (tl.exp2(step[:, None] * A_block),)
-                states = (h,)
-                for j in tl.static_range(CHUNK):
-                    B_now = live
-                    if B is not None:
-                        B_now = Bs[j].to(tl.float32)[None, :]
-                    drive = (steps_of[j] * xs[j].to(tl.float32))[:, None]
-                    states = states + (decays[j] * states[j] + drive * B_now,)
-                for j in tl.static_range(CHUNK - 1, -1, -1):
-                    inside = e < tl.where(j < alive, E, 0)
-                    inside_n = n < tl.where(j < alive, N, 0)
-                    x = xs[j].to(tl.float32)
-                    step = steps_of[j]
-                    g_out = dys[j].to(tl.float32)
-                    B_now = live
-                    C_now = live
-                    if B is not None:
-                        B_now = Bs[j].to(tl.float32)[None, :]
-                    if C is not None:
-                        C_now = Cs[j].to(tl.float32)[None, :]
-                    if z is not None:
-                        token_z = at_z + j * stride
-                        gate = tl.load((z + token_z * z_stride) + e, inside, 0.0)
-                        gate = nonzero_gate(gate, LEAST_GATE)
-                        g_out *= scale
-                        open_ = sigmoid(gate)
-                        out = tl.sum(states[j + 1] * C_now, axis=1) + skip * x
-                        dgate = g_out * out * open_ * (1.0 + gate * (1.0 - open_))
-                        before = e < tl.where((j < alive) & (k + ADD > 0), E, 0)
-                        dgate += tl.load((dz + token_z * E) + e, before, 0.0).to(tl.float32)
-                        tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
-                        g_out *= gate * open_
-                    at_share = (at_n + j * stride_n) * blocks + block * N
-                    if C is not None:
-                        store_channel_sum(
-                            dC + at_share, states[j + 1] * g_out[:, None], n, inside_n, TENSOR_CORE
-                        )
-                    g = p + g_out[:, None] * C_now
-                    if B is not None:
-                        store_channel_sum(
-                            dB + at_share, g * (step * x)[:, None], n, inside_n, TENSOR_CORE
-                        )
-                    g_in = tl.sum(g * B_now, axis=1)
-                    p = decays[j] * g
-                    t = p * states[j]
-                    dA_sum += t * step[:, None]
-                    dstep = LN2 * tl.sum(A_block * t, axis=1) + x * g_in
-                    if SOFTPLUS:
-                        raw = dts[j].to(tl.float32)
-                        if bias is not None:
-                            raw += bias
-                        dstep *= sigmoid(raw)
-                    if SOFTPLUS_DONE:
-                        dstep *= softplus_slope(step)
-                    dstep = tl.where(j < alive, dstep, 0.0)
-                    dx = step * g_in + skip * g_out
-                    tl.store((ddt + at + j * stride_e) + e, dstep.to(ddt.dtype.element_ty), inside)
-                    tl.store((du + at + j * stride_e) + e, dx.to(du.dtype.element_ty), inside)
-                    dD_sum += g_out * x
-                    dbias_sum += dstep
+                sizes, decays, states = recompute(
+                    h, xs, dts, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK
+                )
+                p, dA_sum, dD_sum, dbias_sum = consume(
+                    p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
+                    A_block, skip, bias, live, z, at_z, dz, du + at, ddt + at,
+                    dB, dC, at_n * blocks + block * N, stride, stride_e, stride_n * blocks,
+                    e, E, n, N, alive, z_stride, scale, k + ADD > 0,
+                    LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, TENSOR_CORE, CHUNK,
+                )  # fmt: skip
                 at = at_next
                 at_n -= CHUNK * stride_n
                 at_z -= CHUNK * stride
