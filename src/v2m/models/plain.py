@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from v2m.errors import InputError
 from v2m.layers import HAND_OVERS, Block, Mixer2d, RMSNorm, get_scan
@@ -176,7 +177,12 @@ class Plain(Backbone):
     def _patches(self, images: Tensor) -> Tensor:
         """The patches, (B, H, W, D) in at least float32."""
         self._check_images(images)
-        x = self.patch_embed(images)
+        patch = self.config.patch_size
+        if self.config.dynamic_img_pad:
+            images = F.pad(images, (0, -images.shape[-1] % patch, 0, -images.shape[-2] % patch))
+        # Not patch_embed(images): the messages it prepares at every call tie a compiled graph to
+        # one image size.
+        x = self.patch_embed.proj(images).permute(0, 2, 3, 1)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def _position(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
