@@ -9,7 +9,9 @@ for hierarchical ones. The scans become loops of dynamic length (`Scan` in ONNX,
 Where torch does not go: it takes a side of one token for a constant, so dynamic sides begin at two
 patches (plain) and 33 pixels (hierarchical, whose last stage then has two rows), and sizes that a
 model would pad (`dynamic_img_pad`) or that its geometry does not take (`scan="release"`, square
-grids alone) are exported at the model's own size.
+grids alone) are exported at the model's own size. A .pt2 is best run by `run_exported`, or as
+`torch.export.load(path).module(check_guards=False)`: torch notes memory layouts it met as guards,
+and these would refuse some sizes that the program computes rightly.
 """
 
 import json
@@ -79,7 +81,7 @@ def run_exported(path: str | Path):
     """A function from images (B, C, H, W) to logits (B, K) that runs the file on the CPU."""
     path = Path(path)
     if _format(path, None) == "pt2":
-        return torch.export.load(path).module()
+        return torch.export.load(path).module(check_guards=False)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -107,6 +109,7 @@ def sample_sizes(model: nn.Module, *, dynamic_size: bool = True) -> list[tuple[i
         return [(batch, height, width) for batch in (1, 2, 3, 4, 5)]
     patch = model.config.patch_size if isinstance(model, Plain) else 1
     least = 2 * patch if patch > 1 else 33
+    height, width = max(height, least), max(width, least)
     others = [(1, height, 2 * width), (3, least, width), (2, height + patch, least + 3 * patch)]
     return [(2, height, width), *others, (1, least, least + patch)]
 
