@@ -60,3 +60,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, config: TrainConfig) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         RunDirectory(tmp_path / "file" / "run").begin(config)
+
+
+def test_a_warm_up_as_long_as_the_run_is_allowed(config: TrainConfig) -> None:
+    assert apply_overrides(config, ["schedule.epochs=1", "schedule.warmup_epochs=1"])
+    with pytest.raises(InputError, match=r"schedule\.warmup_epochs = 2\.0 is longer than"):
+        apply_overrides(config, ["schedule.epochs=1", "schedule.warmup_epochs=2"])

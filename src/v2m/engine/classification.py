@@ -197,8 +197,7 @@ def _check_architecture(config: TrainConfig, model: nn.Module) -> None:
     if config.model.checkpoint is not None and name not in (None, found):
         raise InputError(
             f"model.checkpoint = {config.model.checkpoint!r} holds a {found}, not the {name} that "
-            f"is named: "
-            "leave the name out, or name that."
+            "is named: leave the name out, or name that."
         )
 
 

@@ -127,11 +127,10 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_section(self, "schedule")
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+        if self.warmup_epochs > self.epochs:
             raise InputError(
-                f"schedule.warmup_epochs = {self.warmup_epochs} leaves nothing of schedule.epochs "
-                f"= "
-                f"{self.epochs}: expected fewer."
+                f"schedule.warmup_epochs = {self.warmup_epochs} is longer than schedule.epochs = "
+                f"{self.epochs}: expected at most that."
             )
 
 
@@ -206,6 +205,6 @@ class TrainConfig:
         if self.data.batch_size % self.optim.accumulation:
             raise InputError(
                 f"data.batch_size = {self.data.batch_size} cannot be split into "
-                f"optim.accumulation = "
-                f"{self.optim.accumulation} equal micro-batches: make it a multiple."
+                f"optim.accumulation = {self.optim.accumulation} equal micro-batches: make it a "
+                "multiple."
             )

@@ -134,9 +134,9 @@ def _refuse_non_finite(loop: Loop, group: list[Batch], loss: float, norm: float)
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     message = (
         f"the loss or its gradient is not finite at step {state.step} (epoch {state.epoch + 1}): "
-        f"loss {loss}, "
-        f"gradient norm {norm}, learning rate {state.optimizer.param_groups[0]['lr']:.3g}; "
-        f"gradients that are not "
-        f"finite: {shown or 'none'}. The weights were not changed by this step."
+        f"loss {loss}, gradient norm {norm}, "
+        f"learning rate {state.optimizer.param_groups[0]['lr']:.3g}; "
+        f"gradients that are not finite: {shown or 'none'}. "
+        "The weights were not changed by this step."
     )
     raise NonFiniteLossError(f"{message} {loop.keep_for_inspection(message, group)}".rstrip())

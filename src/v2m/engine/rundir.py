@@ -112,8 +112,7 @@ class RunDirectory:
         if not resume:
             raise InputError(
                 f"--output {self.path} holds a run already ({self._status(stored)}). Pass "
-                f"--resume to go on with it, "
-                "--overwrite to replace it, or another --output."
+                "--resume to go on with it, --overwrite to replace it, or another --output."
             )
         self._check_same(stored, config)
         return True
@@ -143,8 +142,7 @@ class RunDirectory:
         if changed:
             raise InputError(
                 f"--resume: the run in {self.path} has another configuration: "
-                f"{'; '.join(changed)}. "
-                "Give the same settings, or another --output."
+                f"{'; '.join(changed)}. Give the same settings, or another --output."
             )
 
     def _clear(self) -> None:

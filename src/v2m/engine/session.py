@@ -54,8 +54,7 @@ def build_session(config: TrainConfig, ranks: Ranks) -> Session:
     if len(train_set) < data.batch_size:
         raise InputError(
             f"data.batch_size = {data.batch_size} is more than the {len(train_set)} training "
-            f"images of "
-            f"{train_set.name}: set data.batch_size to at most that."
+            f"images of {train_set.name}: set data.batch_size to at most that."
         )
     task.prepare(train_set, micro_batch)
     seed_everything(config.run.seed)

@@ -153,8 +153,7 @@ def _save(session: Session, run: RunDirectory) -> None:
         except OSError as error:
             raise InputError(
                 f"the checkpoint of step {state.step} cannot be written to {run.store.root}: "
-                f"{error}. "
-                "The one before is untouched: make room, then go on with --resume."
+                f"{error}. The one before is untouched: make room, then go on with --resume."
             ) from error
     session.ranks.barrier()
 

@@ -123,8 +123,7 @@ def check_classes(model: nn.Module, dataset: ImageDataset) -> None:
         raise InputError(
             f"the model was trained for the classes {', '.join(names[:5])}... ({len(names)}) and "
             f"{dataset.name} has {', '.join(dataset.classes[:5])}... ({len(dataset.classes)}): "
-            f"they "
-            f"must be the same, in the same order{detail}."
+            f"they must be the same, in the same order{detail}."
         )
     if model.num_classes != len(dataset.classes):
         raise InputError(
