@@ -22,10 +22,11 @@ def demo() -> TrainConfig:
     With so few images and passes, what counted on the validation images was mixing pairs of images,
     many small steps, and crops of one pixel rather than more.
 
-    Command: `v2m train --recipe demo --output runs/demo`
+    Command: `v2m train --recipe demo --output runs/demo`, or `make demo`
     Hardware: 2 CPU cores; a GPU is used if there is one.
-    Time: TIME
-    Result: RESULT
+    Time: about 8 minutes on two free cores of an AMD EPYC (420 images/s); 11 with its others busy.
+    Result: 87.95 % top-1 on the 2,000 test images with seed 0, 88.9 % on the validation images; 10.6 %
+        with the patches of each test image shuffled.
     """
     return TrainConfig(
         model=ModelConfig(name="v2m_nano_patch4_28", kwargs={"drop_rate": 0.1}),
