@@ -24,9 +24,10 @@ def demo() -> TrainConfig:
 
     Command: `v2m train --recipe demo --output runs/demo`, or `make demo`
     Hardware: 2 CPU cores; a GPU is used if there is one.
-    Time: about 8 minutes on two free cores of an AMD EPYC (420 images/s); 11 with its others busy.
-    Result: 87.95 % top-1 on the 2,000 test images with seed 0, 88.9 % on the validation images; 10.6 %
-        with the patches of each test image shuffled.
+    Time: 10m41s of training on two cores of an AMD EPYC whose other cores were busy; at the 420
+        images/s it reached when they were not, 7 to 8 minutes.
+    Result: 87.95 % top-1 on the 2,000 test images with seed 0 (88.9 % on the validation images);
+        10.6 % with the patches of each test image shuffled.
     """
     return TrainConfig(
         model=ModelConfig(name="v2m_nano_patch4_28", kwargs={"drop_rate": 0.1}),
