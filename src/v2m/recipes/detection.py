@@ -40,8 +40,8 @@ def coco_hier_small_1x() -> TrainConfig:
     """Mask R-CNN with V2M-S* on COCO, 12 epochs; 47.6 box and 42.9 mask AP in the paper.
 
     The paper starts from ImageNet weights: add `--set model.checkpoint=PATH`, the folder of a
-    classifier trained here. None were published. The 8 or 16 images fit where memory allows; with
-    less, `--set optim.accumulation=2` keeps the batch.
+    classifier trained here; none were published. On fewer GPUs `--set optim.accumulation=4` keeps
+    the batch of 16 images.
 
     Command: `torchrun --nproc-per-node 8 -m v2m train --recipe coco_hier_small_1x
         --data /data/coco --set model.checkpoint=runs/imagenet_hier_small --output runs/coco_1x`
