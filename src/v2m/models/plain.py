@@ -162,7 +162,8 @@ class Plain(Backbone):
         projection = self.patch_embed.proj
         fan_in = projection.weight[0].numel()
         # LeCun normal; 0.8796 is the standard deviation of a unit normal cut at +-2.
-        nn.init.trunc_normal_(projection.weight, std=1 / 0.8796 / fan_in**0.5, a=-1, b=1)
+        std = 1 / 0.8796 / fan_in**0.5
+        nn.init.trunc_normal_(projection.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(projection.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.config.has_class_token:
