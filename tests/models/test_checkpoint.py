@@ -437,3 +437,25 @@ def test_numpy_scalars_do_not_matter(published):
     """State dicts straight from numpy files: tensors only, said clearly."""
     with pytest.raises(InputError, match="'pos_embed' is a ndarray"):
         v2m.from_checkpoint({"pos_embed": np.zeros((1, 16, 48))})
+
+
+def test_other_models_of_timm_are_loaded_as_strictly(tmp_path):
+    vit = v2m.create_model("test_vit", num_classes=2).eval()
+    folder = save_model(vit, tmp_path, label_names=["no", "yes"])
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(v2m.from_checkpoint(folder)(images), vit(images))
+    state = load_file(folder / "model.safetensors")
+    del state["norm.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"missing: norm\.weight"):
+        v2m.from_checkpoint(folder)
+
+
+def test_a_state_dict_loads_strictly_or_not_at_all(model):
+    """What does not fit is named, and nothing is loaded by halves."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    del state["norm_f.weight"]
+    with pytest.raises(InputError, match=r"missing: norm_f\.weight"):
+        checkpoint.load_strictly(model, state)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

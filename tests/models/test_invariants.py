@@ -268,3 +268,24 @@ def test_pickle_deepcopy_and_state_dict_round_trips_are_bit_equal(name):
             assert torch.equal(other(images), expected)
         next(copied.parameters()).add_(1)
         assert torch.equal(model(images), expected)
+
+
+# ----------------------------------------------------------------------------- initialisation
+
+
+@pytest.mark.parametrize("name", ["v2m_tiny_patch16_224", "vim_tiny_patch16_224"])
+def test_initial_weights_of_a_plain_model(name):
+    """`out_proj`: PyTorch's default over sqrt(depth); patches LeCun normal; the rest 0.02."""
+    model = small(name, embed_dim=64, depth=4, num_classes=100)
+    for block in model.layers:
+        out_proj, default = block.mixer.out_proj.weight, 128**-0.5  # uniform in +-fan_in^-0.5
+        assert 0.9 * default / 2 < float(out_proj.detach().abs().max()) <= default / 2
+        in_proj, default = block.mixer.in_proj.weight, 64**-0.5
+        assert 0.9 * default < float(in_proj.detach().abs().max()) <= default
+        assert torch.equal(block.norm.weight, torch.ones(64))
+    projection = model.patch_embed.proj
+    assert float(projection.weight.detach().std()) == pytest.approx((3 * 256) ** -0.5, rel=0.03)
+    assert not projection.bias.any()
+    assert float(model.head.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not model.head.bias.any()
+    assert float(model.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.1)
