@@ -25,6 +25,7 @@ from v2m.recipes.segmentation import (
     ade20k_local_tiny,
     segment_own,
 )
+from v2m.recipes.study import fashion_mnist, study, study_small
 
 __all__ = [
     "RECIPES",
@@ -38,11 +39,14 @@ __all__ = [
     "coco_hier_small_3x",
     "demo",
     "detect_own",
+    "fashion_mnist",
     "finetune",
     "get_recipe",
     "imagenet_small",
     "imagenet_tiny",
     "segment_own",
+    "study",
+    "study_small",
     "summary",
 ]
 
@@ -53,6 +57,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         *(coco_hier_small_1x, coco_hier_base_1x, coco_hier_small_3x, coco_hier_base_3x),
         *(ade20k_local_tiny, ade20k_local_small, ade20k_hier_small, ade20k_hier_base),
         *(detect_own, segment_own),
+        *(study, study_small, fashion_mnist),
     )
 }
 
