@@ -160,14 +160,16 @@ def draw_curves(
     curves: Mapping[str, Sequence[float | None]],
     *,
     percent: bool = False,
+    label: str = "epoch",
     width: float = 4.8,
     height: float = 2.7,
 ) -> Figure:
-    """Draw up to two curves over the epochs, each with its name at its end and no legend box.
+    """Draw up to two curves, each in its colour with its name in a legend without a box.
 
     Args:
         epochs: Where the points lie.
         curves: Name and values; None where an epoch has no value.
+        label: What lies along the horizontal axis.
         percent: Values are fractions, to be written as percentages.
         width, height: Size of the figure in inches.
     """
@@ -178,8 +180,8 @@ def draw_curves(
             points = [(x, y) for x, y in zip(epochs, values) if y is not None]
             marker = "o" if len(points) < 3 else ""
             axes.plot(*zip(*points), color=color, linewidth=1.8, marker=marker, label=name)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
         axes.margins(x=0.02)
         if percent:
             axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))

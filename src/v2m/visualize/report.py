@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-import v2m
 from v2m.data.datasets import ImageDataset
 from v2m.errors import InputError
+from v2m.evaluation.dense_run import stored_task
 from v2m.models.table import count_multiply_adds
 from v2m.predict import Predictor
 
 from . import sections
+from .dense_report import write_dense_report
 from .fields import field_section
 from .machine import describe_machine
+from .page import write_page, written
 from .run import Run, read_run
 
 __all__ = ["write_report"]
@@ -45,7 +43,8 @@ def write_report(
 ) -> Path:
     """Write the report of a run: one HTML file with everything in it.
 
-    What the run's folder lacks is left out of the report and named at its end.
+    A run of detection or segmentation gets its own kind; see `write_dense_report`. What the run's
+    folder lacks is left out of the report and named at its end.
 
     Args:
         run_directory: What `v2m train --output` wrote.
@@ -65,6 +64,11 @@ def write_report(
     """
     if field_images is not None and field_images < 1:
         raise InputError(f"`field_images` must be at least 1; got {field_images}.")
+    if stored_task(run_directory) != "classify":
+        target = None if output is None else Path(output)
+        return write_dense_report(
+            Path(run_directory), output=target, dataset=dataset, device=device
+        )
     run = read_run(run_directory, dataset=dataset)
     predictor = Predictor.load(run.directory, device=device)
     shown = {
@@ -75,36 +79,21 @@ def write_report(
         "fields": field_section(run, predictor, field_images),
     }
     there = {anchor: name for anchor, name in SECTIONS.items() if shown.get(anchor, True)}
-    page = _render(
+    path = Path(output) if output is not None else run.directory / "report.html"
+    write_page(
+        "report.html.jinja",
+        path,
         **shown,
         sections=there,
         model=run.model["architecture"],
         subtitle=_subtitle(run, predictor),
         uses=sections.uses(run),
         made=sections.how_made(run),
-        configuration=[(key, _written(value)) for key, value in run.settings.items()],
+        configuration=[(key, written(value)) for key, value in run.settings.items()],
         versions=list((run.machine or describe_machine()).items()),
         missing=run.missing,
-        version=v2m.__version__,
-        date=datetime.datetime.now().strftime("%d %B %Y, %H:%M"),
     )
-    path = Path(output) if output is not None else run.directory / "report.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write the report to {path}: {error.strerror}.") from error
     return path
-
-
-def _render(**context: object) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    folder = files("v2m.visualize")
-    template = environment.from_string((folder / "report.html.jinja").read_text(encoding="utf-8"))
-    style = (folder / "report.css").read_text(encoding="utf-8")
-    return template.render(style=style, **context)
 
 
 def _subtitle(run: Run, predictor: Predictor) -> str:
@@ -119,10 +108,3 @@ def _subtitle(run: Run, predictor: Predictor) -> str:
         f"{size} parameters, {billions:.2g} GFLOPs, {height} x {width} {colours} images, "
         f"{len(run.classes)} classes" + (f", trained on {data}" if data else "")
     )
-
-
-def _written(value: object) -> str:
-    """A setting's value as `--set` takes it."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -16,7 +16,7 @@ from v2m.models import read_config
 
 from .results import Results
 
-__all__ = ["Run", "read_run"]
+__all__ = ["Run", "read_log", "read_run"]
 
 
 @dataclass(kw_only=True)
@@ -68,11 +68,21 @@ def read_run(directory: str | Path, *, dataset: ImageDataset | None = None) -> R
     Raises:
         InputError: There is no trained model in the folder, or one of its files is damaged.
     """
-    from v2m.engine.config import to_dict  # here, since training writes reports itself
-    from v2m.engine.rundir import PREDICTIONS, RunDirectory
+    from v2m.engine.rundir import PREDICTIONS  # here, since training writes reports itself
 
-    stored = RunDirectory(directory)
-    run = Run(directory=stored.path, model=read_config(directory))
+    run = Run(directory=Path(directory), model=read_config(directory))
+    read_log(run)
+    run.dataset = dataset or _test_images(run)
+    run.results = _predictions(run, run.directory / PREDICTIONS)
+    return run
+
+
+def read_log(run: Run) -> None:
+    """Read a run's configuration and its records, or say that they are missing."""
+    from v2m.engine.config import to_dict  # here, since training writes reports itself
+    from v2m.engine.rundir import RunDirectory
+
+    stored = RunDirectory(run.directory)
     records = stored.records()
     run.epochs = [record for record in records if record["kind"] == "epoch"]
     run.test = next((record for record in records if record["kind"] == "test"), {})
@@ -83,9 +93,6 @@ def read_run(directory: str | Path, *, dataset: ImageDataset | None = None) -> R
         run.missing.append("The training configuration: the folder has no train_config.json.")
     if not run.epochs:
         run.missing.append("The curves: the folder has no record of the epochs (metrics.jsonl).")
-    run.dataset = dataset or _test_images(run)
-    run.results = _predictions(run, run.directory / PREDICTIONS)
-    return run
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

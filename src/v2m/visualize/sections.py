@@ -13,7 +13,16 @@ from .figures import draw_curves, themed_svg
 from .results import wilson_interval
 from .run import Run
 
-__all__ = ["accuracy", "confusion", "curves", "example_cards", "how_made", "uses"]
+__all__ = [
+    "accuracy",
+    "confusion",
+    "curves",
+    "data_uri",
+    "duration",
+    "example_cards",
+    "how_made",
+    "uses",
+]
 
 MOST_CLASSES = 20  # of a confusion matrix that can still be read
 LARGEST_PICTURE = 224  # pixels, of an example
@@ -105,7 +114,7 @@ def curves(run: Run) -> dict[str, Any] | None:
 def _speed(run: Run) -> str:
     seconds = sum(record.get("seconds", 0) for record in run.epochs)
     rates = [record["images_per_second"] for record in run.epochs if "images_per_second" in record]
-    words = f"{len(run.epochs)} epochs in {_duration(seconds)}"
+    words = f"{len(run.epochs)} epochs in {duration(seconds)}"
     if rates:
         words += f", {np.median(rates):,.0f} training images a second"
     last = run.epochs[-1]
@@ -119,7 +128,8 @@ def _speed(run: Run) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words: 1 h 05 min, 3 min 15 s, 9 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -204,12 +214,12 @@ def _card(run: Run, index: int, guesses: int = 3) -> dict[str, Any]:
     }
 
 
-def data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image, largest: int = LARGEST_PICTURE) -> str:
     """An image as a data URI: small ones as they are, large ones as thumbnails."""
     is_small = max(image.size) <= 64
     if not is_small:
         image = image.copy()
-        image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+        image.thumbnail((largest, largest))
     kind, options = ("png", {"optimize": True}) if is_small else ("jpeg", {"quality": 85})
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
@@ -253,7 +263,7 @@ def how_made(run: Run) -> list[tuple[str, str]]:
             facts.append((name, str(value)))
     if run.epochs:
         seconds = sum(record.get("seconds", 0) for record in run.epochs)
-        facts.append(("training", f"{len(run.epochs)} epochs, {_duration(seconds)}"))
+        facts.append(("training", f"{len(run.epochs)} epochs, {duration(seconds)}"))
     if "precision" in run.test:
         facts.append(("precision", run.test["precision"]))
     facts += [(name, run.machine[name]) for name in ("processor", "accelerator") if run.machine]
