@@ -126,12 +126,12 @@ BEST: dict[str, Variant] = {
     "hier_112": Variant(
         title="hierarchical V2M, images enlarged to 112 pixels",
         model="v2m_hier_small_224",
-        keywords={"dims": (64, 128, 256, 512), "depths": (2, 2, 6, 2), "img_size": 112},
+        keywords={"dims": [64, 128, 256, 512], "depths": [2, 2, 6, 2], "img_size": 112},
     ),
     "hier_56": Variant(
         title="hierarchical V2M, images enlarged to 56 pixels",
         model="v2m_hier_small_224",
-        keywords={"dims": (96, 192, 384), "depths": (3, 6, 3), "img_size": 56},
+        keywords={"dims": [96, 192, 384], "depths": [3, 6, 3], "img_size": 56},
     ),
     "plain_patch2": Variant(
         title="plain V2M, patches of 2 pixels",
