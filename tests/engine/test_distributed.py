@@ -23,12 +23,34 @@ from v2m.engine.trainer import train
 from v2m.errors import InputError
 
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 import torch
+from safetensors.torch import save_file
+import v2m.engine.loop as loop_module
 import v2m.engine.trainer as trainer
 from v2m.engine.config import TrainConfig, from_dict
+from v2m.engine.sharding import whole
+
 torch.set_num_threads(1)
 trainer.write_report = lambda run: None
+clip, seen = loop_module.nn.utils.get_total_norm, []
+
+def keep_first_gradients(gradients):
+    if not seen:
+        seen.append({str(i): whole(g).contiguous() for i, g in enumerate(gradients)})
+        if os.environ.get("RANK", "0") == "0" and not os.path.exists(sys.argv[2] + ".gradients"):
+            save_file(seen[0], sys.argv[2] + ".gradients")
+    return clip(gradients)
+
+loop_module.nn.utils.get_total_norm = keep_first_gradients
+make_step = loop_module.optimiser_step
+
+def stop_after_step(loop, group):
+    make_step(loop, group)
+    if str(loop.state.step) == os.environ.get("STOP_STEP"):
+        signal.raise_signal(signal.SIGTERM)
+
+loop_module.optimiser_step = stop_after_step
 config = from_dict(TrainConfig, json.loads(sys.argv[1]))
 trainer.train(config, sys.argv[2], resume=True)
 """
@@ -50,11 +72,13 @@ def plain(config: TrainConfig) -> TrainConfig:
     )
 
 
-def start(script: Path, config: TrainConfig, output: Path, ranks: int) -> subprocess.Popen[str]:
+def start(
+    script: Path, config: TrainConfig, output: Path, ranks: int, **environment: str
+) -> subprocess.Popen[str]:
     script.write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, *(launcher if ranks > 1 else []), str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "V2M_BACKEND": "eager"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "V2M_BACKEND": "eager", **environment}
     return subprocess.Popen(
         [*command, json.dumps(to_dict(config)), str(output)],
         stderr=subprocess.PIPE,
@@ -74,16 +98,59 @@ def curve(run: Path) -> list[float]:
     return [record[key] for record in records for key in keys if key in record]
 
 
-def test_two_ranks_train_as_one(tmp_path: Path, plain: TrainConfig) -> None:
-    runs = [tmp_path / "one", tmp_path / "two"]
-    processes = [start(tmp_path / f"{n}.py", plain, run, n) for n, run in enumerate(runs, 1)]
+def assert_same_training(one: Path, other: Path) -> None:
+    """The gradients of the first step to 1e-6, the curve, and the weights."""
+    first, second = (load_file(f"{run}.gradients") for run in (one, other))
+    assert first.keys() == second.keys()
+    for name, gradient in first.items():
+        error = (gradient - second[name]).norm() / gradient.norm().clamp_min(1e-12)
+        assert error < 1e-6, (name, error)
+    assert curve(one) == pytest.approx(curve(other), rel=1e-5)
+    weights, others = (load_file(run / "model.safetensors") for run in (one, other))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.allclose(value, others[name], rtol=1e-4, atol=1e-6), name
+    kept, kept_too = (RunDirectory(run).store.newest(pytest.fail) for run in (one, other))
+    state, state_too = (load_file(k / "training_state.safetensors") for k in (kept, kept_too))
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in state_too.items()}
+
+
+WAYS = {
+    "ddp": ["optim.accumulation=2"],
+    "fsdp": ["run.parallel=fsdp", "optim.accumulation=2", "run.grad_checkpointing=true"],
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone") / "one"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_train_as_one(tmp_path: Path, alone: Path, plain: TrainConfig, way: str) -> None:
+    two = tmp_path / "two"
+    processes = [start(tmp_path / "two.py", apply_overrides(plain, WAYS[way]), two, 2)]
+    if not alone.exists():
+        processes.append(start(tmp_path / "one.py", plain, alone, 1))
     for process in processes:
         finish(process)
-    assert curve(runs[0]) == pytest.approx(curve(runs[1]), rel=1e-5)
-    one, two = (load_file(run / "model.safetensors") for run in runs)
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-6), name
-    assert [r["kind"] for r in RunDirectory(runs[1]).records()] == ["epoch", "epoch", "test"]
+    assert_same_training(alone, two)
+    assert [r["kind"] for r in RunDirectory(two).records()] == ["epoch", "epoch", "test"]
+
+
+@pytest.mark.parametrize(("ranks_before", "ranks_after"), [(2, 1), (1, 2)])
+def test_shards_become_whole_and_whole_becomes_shards(
+    tmp_path: Path, alone: Path, plain: TrainConfig, ranks_before: int, ranks_after: int
+) -> None:
+    run, config = tmp_path / "run", apply_overrides(plain, ["run.parallel=fsdp"])
+    if not alone.exists():
+        finish(start(tmp_path / "one.py", plain, alone, 1))
+    stopped = start(tmp_path / "run.py", config, run, ranks_before, STOP_STEP="7")
+    stopped.communicate(timeout=240)
+    assert stopped.returncode == (143 if ranks_before == 1 else 1)
+    assert RunDirectory(run).store.newest(pytest.fail).name == "step-00000007"
+    finish(start(tmp_path / "run.py", config, run, ranks_after))
+    assert_same_training(alone, run)
 
 
 def test_terminated_on_two_ranks_and_resumed_on_one(

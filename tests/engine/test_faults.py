@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from v2m.engine.config import TrainConfig, apply_overrides, to_dict
 from v2m.engine.rundir import RunDirectory
 
-TIMES = ("seconds", "images_per_second", "machine")
+TIMES = ("seconds", "images_per_second", "machine", "peak_memory_gib")
 
 SCRIPT = """
 import json, os, sys

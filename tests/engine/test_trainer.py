@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import v2m
 from interruptions import Killed, kill, stop_at
-from v2m.engine import classification
+from v2m.engine import classification, saving
 from v2m.engine import loop as loop_module
 from v2m.engine import trainer as trainer_module
 from v2m.engine.config import TrainConfig, apply_overrides
@@ -29,7 +29,7 @@ from v2m.engine.trainer import train
 from v2m.errors import InputError, NonFiniteLossError
 
 # How long things take is not the same twice.
-TIMES = ("seconds", "images_per_second", "machine")
+TIMES = ("seconds", "images_per_second", "machine", "peak_memory_gib")
 
 
 @pytest.fixture(autouse=True)
@@ -324,15 +324,15 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
     tmp_path: Path, whole: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    original = trainer_module.write_state
+    original = saving.write_state
 
-    def write_state(folder: Path, state: Any, **keywords: Any) -> None:
-        original(folder, state, **keywords)
+    def write_state(folder: Path, state: Any, contents: Any, **keywords: Any) -> None:
+        original(folder, state, contents, **keywords)
         if state.step == 10:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "write_state", write_state)
+        patch.setattr(saving, "write_state", write_state)
         with pytest.raises(InputError, match=r"step 10 cannot be written.*No space left.*--resume"):
             train(config, run)
     assert [f.name for f in RunDirectory(run).store.folders()] == ["step-00000005"]

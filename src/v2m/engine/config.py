@@ -162,7 +162,17 @@ class RunConfig:
     )
     compile: bool = setting(False, "torch.compile the model for training")
     grad_checkpointing: bool = setting(False, "recompute activations in the backward pass")
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp", "several GPUs: each holds the whole model, or fsdp: a shard of it"
+    )
+    timeout_minutes: float = setting(
+        10.0, "several GPUs: how long a rank waits for the others before the run fails", above=0
+    )
     keep_checkpoints: int = setting(2, "how many of the last checkpoints stay", minimum=2)
+    checkpoint_minutes: float | None = setting(
+        30.0, "store one that often within an epoch as well; none for at its end alone", above=0
+    )
+    tensorboard: bool = setting(False, "write the log for TensorBoard as well")
     limit_batches: int | None = setting(
         None, "a dry run: at most so many steps an epoch and batches a validation", minimum=1
     )
@@ -180,7 +190,11 @@ OPERATIONAL_KEYS = frozenset(
         "run.precision",
         "run.compile",
         "run.grad_checkpointing",
+        "run.parallel",
+        "run.timeout_minutes",
         "run.keep_checkpoints",
+        "run.checkpoint_minutes",
+        "run.tensorboard",
     }
 )
 

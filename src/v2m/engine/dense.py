@@ -26,6 +26,7 @@ class DenseTask(Task):
             (config.mix != MixConfig(), "mix.* (mixup, cutmix, label smoothing)"),
             (config.optim.layer_decay is not None, "optim.layer_decay"),
             (config.run.compile, "run.compile"),
+            (config.run.parallel != "ddp", "run.parallel = fsdp"),
         ):
             if used:
                 raise InputError(f"task = {self.name!r} has no use for {key}: leave it out.")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -51,9 +52,9 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
+def join_ranks(device: str, timeout_minutes: float = 10.0) -> Iterator[Ranks]:
     """The ranks that `torchrun` describes in the environment, connected while the block runs; one
-    rank without it."""
+    rank without it. A rank that waits longer than `timeout_minutes` for another fails."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()
@@ -69,7 +70,9 @@ def join_ranks(device: str) -> Iterator[Ranks]:
                 f"{torch.cuda.device_count()} GPUs: lower --nproc-per-node."
             )
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    dist.init_process_group(
+        "nccl" if use_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
     try:
         yield ranks
     finally:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from v2m.engine.distributed import Ranks
 from v2m.engine.progress import Reporter
 from v2m.engine.randomness import seed_everything
+from v2m.engine.sharding import whole
 from v2m.engine.state import TrainingState
 from v2m.errors import NonFiniteLossError
 
@@ -102,7 +104,7 @@ def optimiser_step(loop: Loop, group: list[Batch]) -> None:
         sums += torch.stack([loss.detach() * len(inputs), right])
         images += len(inputs)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     loss_sum, right_sum, gradient_norm = torch.cat([sums, norm.float()[None]]).tolist()
     _refuse_non_finite(loop, group, loss_sum / images, gradient_norm)
     if loop.clip_norm is not None:
@@ -117,6 +119,8 @@ def optimiser_step(loop: Loop, group: list[Batch]) -> None:
 
 def _without_exchange(network: nn.Module, hold: bool) -> AbstractContextManager:
     """Hold back the exchange of gradients between ranks until the last micro-batch."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(not hold)
     return network.no_sync() if hold and hasattr(network, "no_sync") else nullcontext()
 
 
@@ -129,7 +133,7 @@ def _refuse_non_finite(loop: Loop, group: list[Batch], loss: float, norm: float)
     names = [
         name
         for name, p in state.model.named_parameters()
-        if p.grad is not None and not bool(p.grad.isfinite().all())
+        if p.grad is not None and not bool(whole(p.grad).isfinite().all())
     ]
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     message = (

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from v2m.engine.config import OPERATIONAL_KEYS, TrainConfig, from_dict, to_dict
+from v2m.engine.lock import LOCK
 from v2m.engine.settings import leaves
 from v2m.engine.store import CheckpointStore, write_file, write_json
+from v2m.engine.tensorboard import FOLDER as TENSORBOARD
 from v2m.errors import InputError
 
 CONFIG, METRICS, CHECKPOINTS = "train_config.json", "metrics.jsonl", "checkpoints"
@@ -26,7 +28,7 @@ _OWN_FILES = (
     "config.json",
     "model.safetensors",
 )
-_OWN_FOLDERS = (CHECKPOINTS, NON_FINITE)
+_OWN_FOLDERS = (CHECKPOINTS, NON_FINITE, TENSORBOARD)
 
 
 class RunDirectory:
@@ -101,7 +103,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file: name a folder.")
         here = (self.path / CONFIG).exists()
-        if not here and self.path.is_dir() and any(self.path.iterdir()):
+        if not here and self.path.is_dir() and {p.name for p in self.path.iterdir()} - {LOCK}:
             raise InputError(
                 f"--output {self.path} is not empty and holds no run of v2m: name another folder."
             )

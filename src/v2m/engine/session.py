@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +18,7 @@ from v2m.engine.distributed import Ranks, choose_device
 from v2m.engine.loop import Loop
 from v2m.engine.optim import create_ema, create_optimizer, create_schedule
 from v2m.engine.randomness import seed_everything
+from v2m.engine.sharding import blocks, shard
 from v2m.engine.state import TrainingState
 from v2m.engine.task import Task, get_task
 from v2m.errors import InputError
@@ -62,17 +64,19 @@ def build_session(config: TrainConfig, ranks: Ranks) -> Session:
     model.to(device)
     steps = len(train_set) // data.batch_size
     steps = min(steps, config.run.limit_batches or steps)
+    ema = create_ema(model, config.ema)
+    network = _network(config, model, ema, device, ranks)
     optimizer = create_optimizer(model, config.optim, global_batch=data.batch_size)
     state = TrainingState(
         model=model,
         optimizer=optimizer,
         steps_per_epoch=steps,
-        ema=create_ema(model, config.ema),
+        ema=ema,
     )
     precision, autocast = choose_precision(config.run.precision, device)
     loop = Loop(
         state=state,
-        network=_network(config, model, device, ranks),
+        network=network,
         schedule=create_schedule(optimizer, config.schedule, steps_per_epoch=steps),
         device=device,
         seed=config.run.seed,
@@ -124,8 +128,21 @@ def choose_precision(
 
 
 def _network(
-    config: TrainConfig, model: nn.Module, device: torch.device, ranks: Ranks
+    config: TrainConfig,
+    model: nn.Module,
+    ema: ModelEmaV3 | None,
+    device: torch.device,
+    ranks: Ranks,
 ) -> nn.Module:
+    """What the loop calls: the model, for several ranks wrapped (ddp) or, as its average is,
+    changed into shards (fsdp), and compiled if that is wanted."""
+    if ranks.world > 1 and config.run.parallel == "fsdp":
+        if config.run.compile:  # block by block: a graph cannot reach across the gathering
+            for block in blocks(model):
+                block.compile()
+        for part in (model, *([ema.module] if ema is not None else [])):
+            shard(part, ranks, device)
+        return model
     network = model
     if ranks.world > 1:
         network = DistributedDataParallel(

@@ -106,8 +106,8 @@ class CheckpointStore:
         try:
             write(temporary)
             self._seal(temporary)
-            if final.exists():  # damaged: a run goes on from its newest valid one
-                shutil.rmtree(final)
+            if final.exists():  # damaged, or stored before the validation of its epoch
+                os.replace(final, self.root / f"{_TEMPORARY}over-{step}")
             os.replace(temporary, final)
             fsync(self.root)
             verify(final)
@@ -115,6 +115,7 @@ class CheckpointStore:
             raise OSError(f"the checkpoint {final} does not read back: {error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self.clean()
         later = [p for p in self.folders() if _step(p) > step]  # damaged as well, then
         for old in later + self.folders()[len(later) + self.keep :]:
             shutil.rmtree(old)

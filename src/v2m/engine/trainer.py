@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
-from v2m.engine.checkpoint import read_state, write_state
-from v2m.engine.config import TrainConfig, to_dict
-from v2m.engine.distributed import join_ranks
-from v2m.engine.loop import Batch, train_epoch
+from v2m.engine.checkpoint import evaluated_weights, gather_state
+from v2m.engine.config import TrainConfig
+from v2m.engine.distributed import Ranks, choose_device, join_ranks
+from v2m.engine.lock import RunLock
+from v2m.engine.loop import train_epoch
 from v2m.engine.progress import ConsoleReporter, Reporter, clock
-from v2m.engine.rundir import NON_FINITE, REPORT, RunDirectory
+from v2m.engine.rundir import REPORT, RunDirectory
+from v2m.engine.saving import Timer, keep, peak_memory, restore, save
 from v2m.engine.session import Session, build_session, micro_batch_size
+from v2m.engine.sharding import gathered
 from v2m.engine.signals import StopRequest, stop_on_signals
 from v2m.engine.state import Meter
-from v2m.engine.store import DamagedError
+from v2m.engine.tensorboard import TensorBoardLog
 from v2m.errors import InputError
 from v2m.models.checkpoint import save_model
 from v2m.visualize.machine import describe_machine
 from v2m.visualize.report import write_report
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 def train(
@@ -56,53 +62,109 @@ def train(
             `output`/non_finite.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; the last checkpoint is valid.
     """
-    with join_ranks(config.run.device) as ranks, stop_on_signals() as stop:
+    with (
+        join_ranks(config.run.device, config.run.timeout_minutes) as ranks,
+        stop_on_signals() as stop,
+    ):
         run = RunDirectory(output, keep=config.run.keep_checkpoints)
-        goes_on = run.check(config, resume=resume, overwrite=overwrite)
-        session = build_session(config, ranks)
-        ranks.barrier()
-        if ranks.first and not goes_on:
-            run.begin(config)
-        reporter = Reporter()
-        if console is not None and ranks.first:
-            reporter = ConsoleReporter(
-                console, epochs=config.schedule.epochs, steps=session.state.steps_per_epoch
-            )
-        with reporter:
-            finished = run.finished() if goes_on else None
-            if finished is None:
-                _train(session, run, reporter, stop, goes_on=goes_on)
-                finished = _finish(session, run, reporter)
-            else:
-                reporter.message(f"the run in {run.path} is finished already")
-        if ranks.first:
-            _report(session, run, reporter, finished)
-        return finished
+        run.check(config, resume=resume, overwrite=overwrite)
+        with _alone(run, ranks, choose_device(config.run.device, ranks)):
+            goes_on = run.check(config, resume=resume, overwrite=overwrite)
+            return _run(config, run, ranks, stop, console, goes_on=goes_on)
+
+
+@contextmanager
+def _alone(run: RunDirectory, ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Keep other runs out of the folder; InputError, on every rank, if there is one already, and
+    for a disk that is full or cannot be written."""
+    lock, problem = RunLock(run.path), None
+    if ranks.first:
+        try:
+            lock.take()
+        except (InputError, OSError) as error:
+            problem = error
+    if ranks.largest([float(problem is not None)], device)[0]:
+        reason = problem if isinstance(problem, InputError) else f"cannot be used: {problem}"
+        raise InputError(f"--output {run.path} {reason}") from problem
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise InputError(
+            f"--output {run.path} cannot be written: {error}. The checkpoints in it are whole: "
+            "make room, then go on with --resume."
+        ) from error
+    finally:
+        lock.release()
+
+
+def _run(
+    config: TrainConfig,
+    run: RunDirectory,
+    ranks: Ranks,
+    stop: StopRequest,
+    console: Console | None,
+    *,
+    goes_on: bool,
+) -> dict[str, Any]:
+    """Begin or go on, to the end; returns the record of the test images."""
+    session = build_session(config, ranks)
+    ranks.barrier()
+    if ranks.first and not goes_on:
+        run.begin(config)
+    reporter = Reporter()
+    if console is not None and ranks.first:
+        reporter = ConsoleReporter(
+            console, epochs=config.schedule.epochs, steps=session.state.steps_per_epoch
+        )
+    with reporter:
+        finished = run.finished() if goes_on else None
+        if finished is None:
+            _train(session, run, reporter, stop, goes_on=goes_on)
+            finished = _finish(session, run, reporter)
+        else:
+            reporter.message(f"the run in {run.path} is finished already")
+    if ranks.first:
+        _report(session, run, reporter, finished)
+    return finished
 
 
 def _train(
     session: Session, run: RunDirectory, reporter: Reporter, stop: StopRequest, *, goes_on: bool
 ) -> None:
     """All epochs that are left."""
-    state, loop, epochs = session.state, session.loop, session.config.schedule.epochs
+    state, loop, config, ranks = session.state, session.loop, session.config, session.ranks
     _introduce(session, reporter)
     if goes_on:
-        _restore(session, run, reporter)
-    loop.keep_for_inspection = partial(_keep, session, run)
+        restore(session, run, reporter)
+    loop.keep_for_inspection = partial(keep, session, run)
+    timer = Timer(config.run.checkpoint_minutes)
 
     def after_step() -> None:
-        if session.ranks.largest([float(bool(stop))], session.device)[0]:
+        wishes = [float(bool(stop)), float(ranks.first and timer.due())]
+        wants_stop, is_due = ranks.largest(wishes, session.device)
+        if wants_stop:
             _stop(session, run, stop)
+        if is_due and 0 < state.step_in_epoch < state.steps_per_epoch:
+            save(session, run)
+            timer.restart()
 
-    while state.epoch < epochs:
-        session.train_loader.set_epoch(
-            state.epoch, state.step_in_epoch * session.config.optim.accumulation
-        )
-        reporter.start_epoch(state.epoch + 1, state.steps_per_epoch, state.step_in_epoch)
-        train_epoch(loop, session.train_loader, reporter=reporter, after_step=after_step)
-        record = _close_epoch(session, run, reporter, stop)
-        reporter.end_epoch(record)
-        after_step()
+    log = None
+    if config.run.tensorboard and ranks.first:
+        log = TensorBoardLog(run.path, state.step)
+    with closing(log) if log is not None else nullcontext():
+        while state.epoch < config.schedule.epochs:
+            first_batch = state.step_in_epoch * config.optim.accumulation
+            session.train_loader.set_epoch(state.epoch, first_batch)
+            reporter.start_epoch(state.epoch + 1, state.steps_per_epoch, state.step_in_epoch)
+            train_epoch(loop, session.train_loader, reporter=reporter, after_step=after_step)
+            record = _close_epoch(session, run, reporter, stop)
+            timer.restart()
+            if log is not None:
+                log.add(record)
+            reporter.end_epoch(record)
+            after_step()
     _mention_skipped(session.train_loader, reporter)
 
 
@@ -118,7 +180,8 @@ def _close_epoch(
         if stop and session.ranks.world == 1:
             _stop(session, run, stop)
 
-    result = session.task.validate(session, session.validation_loader, on_batch=on_batch)
+    with gathered(state.evaluated):
+        result = session.task.validate(session, session.validation_loader, on_batch=on_batch)
     meter = state.meter.together(session.ranks, session.device)
     seconds = meter.seconds + time.perf_counter() - started
     record = {
@@ -129,89 +192,26 @@ def _close_epoch(
         **{f"validation_{name}": value for name, value in result.items()},
         "lr": max(group["lr"] for group in state.optimizer.param_groups),
         "seconds": seconds,
+        "peak_memory_gib": session.ranks.largest([peak_memory(session.device)], session.device)[0],
     }
-    if session.device.type == "cuda":
-        record["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     if not math.isfinite(result.get("loss", 0.0)):
         reporter.message(f"the validation loss of epoch {record['epoch']} is not finite")
     state.seconds, state.meter = state.seconds + seconds, Meter()
     if session.ranks.first:
         run.append(record)
-    _save(session, run)
+    save(session, run)
     return record
-
-
-def _save(session: Session, run: RunDirectory) -> None:
-    """Store a checkpoint of this moment; collective."""
-    state = session.state
-    meter = state.meter.together(session.ranks, session.device)
-    if session.ranks.first:
-        extra = {"position": state.position(meter), "config": to_dict(session.config)}
-        write = partial(write_state, state=state, description=session.description, extra=extra)
-        try:
-            run.store.save(state.step, write)
-        except OSError as error:
-            raise InputError(
-                f"the checkpoint of step {state.step} cannot be written to {run.store.root}: "
-                f"{error}. The one before is untouched: make room, then go on with --resume."
-            ) from error
-    session.ranks.barrier()
-
-
-def _restore(session: Session, run: RunDirectory, reporter: Reporter) -> None:
-    """Take up the newest checkpoint that is whole."""
-    state, ranks = session.state, session.ranks
-    folder = run.store.newest(reporter.message)
-    if folder is None:
-        reporter.message(f"there is no checkpoint in {run.path} yet: starting at the first epoch")
-    else:
-        try:
-            values = read_state(folder, state)
-            state.move_to(values["position"], first_rank=ranks.first)
-        except DamagedError as error:
-            raise InputError(f"--resume: {error}. Pass --overwrite to start anew.") from error
-        session.loop.schedule.step_update(state.step)
-        done = f"after epoch {state.epoch}"
-        if state.step_in_epoch:
-            done += f" and {state.step_in_epoch} steps of {state.steps_per_epoch}"
-        reporter.message(f"going on {done}, from {folder}")
-    ranks.barrier()
-    if ranks.first:
-        run.forget_after(state.epoch)
 
 
 def _stop(session: Session, run: RunDirectory, stop: StopRequest) -> None:
     """Store a checkpoint and raise what the signal asks for."""
     state = session.state
-    _save(session, run)
+    save(session, run)
     where = f"epoch {state.epoch + 1}, step {state.step_in_epoch} of {state.steps_per_epoch}"
     raise stop.error(
         f"stopped by {stop.name} in {where}. A checkpoint of this moment is in {run.store.root}: "
         "the same command with --resume goes on from there, exactly."
     )
-
-
-def _keep(session: Session, run: RunDirectory, message: str, group: list[Batch]) -> str:
-    """Keep the state and the batches of a step that went wrong; returns where, for the message."""
-    folder = run.path / NON_FINITE
-    if session.ranks.first:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        extra = {"position": session.state.position(session.state.meter), "message": message}
-        write_state(folder, session.state, description=session.description, extra=extra)
-        tensors = {}
-        for index, (images, targets) in enumerate(group):
-            tensors |= _flat(f"images/{index}", images) | _flat(f"targets/{index}", targets)
-        save_file(tensors, folder / "batch.safetensors")
-    return f"The state before the step and the batch are kept in {folder}."
-
-
-def _flat(name: str, value: Any) -> dict[str, torch.Tensor]:
-    """Nested lists and dicts of tensors as one dict of named ones."""
-    if isinstance(value, torch.Tensor):
-        return {name: value.detach().cpu().contiguous()}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, part in items for k, v in _flat(f"{name}/{key}", part).items()}
 
 
 def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
@@ -221,22 +221,26 @@ def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str
     batch_size = micro_batch_size(session.config, ranks)
     loader = task.open_loader(state.model, test_set, ranks, batch_size=batch_size)
     reporter.start_evaluation("test", len(test_set))
+    with gathered(state.evaluated):
+        figures = task.test(session, run, loader, reporter)
     record = {
         "kind": "test",
         "epoch": state.epoch,
-        **task.test(session, run, loader, reporter),
+        **figures,
         "data": test_set.name,
         "skipped": len(loader.skipped),
         "seconds": state.seconds,
         "precision": session.precision,
         "machine": describe_machine(),
     }
+    tensors, _ = gather_state(state, keep=ranks.first)
     if ranks.first:
         figures = task.figures(record)
         description = session.description
         save_model(
             state.evaluated,
             run.path,
+            state=evaluated_weights(tensors),
             **{**description, "v2m": {**description["v2m"], "test": figures}},
         )
         run.append(record)

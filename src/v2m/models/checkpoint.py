@@ -120,6 +120,7 @@ def save_model(
     label_names: list[str] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
     v2m: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `config.json` and `model.safetensors`, each atomically; returns the directory.
 
@@ -129,6 +130,7 @@ def save_model(
         label_names: one name a class.
         pretrained_cfg: preprocessing to state beyond the model's own (`input_size`, `mean`, ...).
         v2m: whatever task and training want to leave behind, JSON.
+        state: the weights to write in place of the model's own, which may lie in shards.
     """
     if label_names is not None and len(label_names) != model.num_classes:
         raise InputError(
@@ -139,7 +141,8 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     config = hub_config(model, label_names, pretrained_cfg, v2m)
     text = json.dumps(config, indent=2) + "\n"
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
+    state = _state(model) if state is None else state
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(config)}
     _write(directory / WEIGHTS, save(state, metadata=metadata))
     _write(directory / CONFIG, text.encode())
