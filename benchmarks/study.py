@@ -42,7 +42,7 @@ from v2m.engine.config import TrainConfig
 from v2m.errors import InputError
 from v2m.models import save_model
 from v2m.recipes import get_recipe
-from v2m.recipes.study import BEST, LEARNING_RATES, VARIANTS
+from v2m.recipes.study import BEST, LEARNING_RATES, VARIANTS, Variant, shallow
 from v2m.visualize.machine import describe_machine
 
 KEY = ("stage", "variant", "seed", "lr", "epochs")
@@ -78,6 +78,11 @@ class Job:
         return tuple(str(getattr(self, name)) for name in KEY)
 
     @property
+    def model(self) -> Variant:
+        variant = VARIANTS[self.variant]
+        return shallow(variant) if self.recipe == "study_small" and variant.sized else variant
+
+    @property
     def config(self) -> TrainConfig:
         config = get_recipe(self.recipe)
         warmup = min(config.schedule.warmup_epochs, self.epochs / 4)
@@ -93,9 +98,7 @@ def perform(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A run, in a worker: its row and its epochs."""
     if job.threads:
         torch.set_num_threads(job.threads)
-    figures, curve, _ = run(
-        job.config, VARIANTS[job.variant], capture=job.capture, test=job.stage == "final"
-    )
+    figures, curve, _ = run(job.config, job.model, capture=job.capture, test=job.stage == "final")
     return {**dict(zip(KEY, job.key)), **figures, **circumstances(job.recipe, job.at_once)}, curve
 
 
@@ -169,7 +172,7 @@ def only_one(directory: Path) -> Iterator[None]:
 # Speed --------------------------------------------------------------------------------------------
 
 
-def measure(name: str, way: str, job: Job) -> dict[str, Any]:
+def measure(job: Job) -> dict[str, Any]:
     """The step of one variant, alone on the device: its time, and the memory it takes."""
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -182,7 +185,7 @@ def measure(name: str, way: str, job: Job) -> dict[str, Any]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-    trainer = prepare(config, VARIANTS[name], part, device, capture=way == "captured")
+    trainer = prepare(config, job.model, part, device, capture=job.capture)
     trainer.model.train()
     batch = slice(0, config.data.batch_size)
     trainer.feed(part.normalised(part.images[batch]), part.targets[batch])
@@ -216,9 +219,10 @@ def measure_all(arguments: argparse.Namespace, job: Job) -> list[dict[str, Any]]
             if any((row["variant"], row["way"]) == (name, way) for row in rows):
                 continue
             pool = pool or workers(1)
+            one = replace(job, variant=name, capture=way == "captured")
             row = dict.fromkeys(SPEED_COLUMNS, "") | {"variant": name, "way": way}
             try:
-                row |= pool.submit(measure, name, way, job).result()
+                row |= pool.submit(measure, one).result()
             except RuntimeError as error:  # also of a worker that died
                 row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
                 pool.shutdown()

@@ -19,7 +19,7 @@ from v2m.engine.optim import undecayed_parameters
 from v2m.errors import InputError, NonFiniteLossError
 from v2m.evaluation import evaluate_classifier
 from v2m.recipes import fashion_mnist, study_small
-from v2m.recipes.study import BEST, VARIANTS, Variant, build_variant
+from v2m.recipes.study import BEST, VARIANTS, Variant, build_variant, shallow
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import study
@@ -27,7 +27,7 @@ import study_plot
 import study_train
 
 CPU = torch.device("cpu")
-TINY = Variant(title="tiny", keywords={"embed_dim": 8, "depth": 1, "d_state": 2, "patch_size": 14})
+TINY = Variant(title="tiny", keywords={"embed_dim": 8, "depth": 2, "d_state": 2, "patch_size": 14})
 PLAIN = replace(SMALL_IMAGES, crop_padding=0, horizontal_flip=0.0, random_erasing=0.0)
 
 
@@ -55,6 +55,12 @@ def test_variants_classify_and_have_equal_sizes(name):
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     if variant.sized:
         assert parameters(variant) == pytest.approx(parameters(VARIANTS["corners"]), rel=0.033)
+
+
+def test_shallow_variants_have_equal_sizes_too():
+    sizes = [parameters(shallow(variant)) for variant in VARIANTS.values() if variant.sized]
+    assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=0.033)
+    assert sizes[0] < 0.6 * parameters(VARIANTS["corners"])
 
 
 def test_variants_of_one_scan_have_the_same_weights():
