@@ -162,6 +162,24 @@ def core_errors(
     }
 
 
+def forced(kernel: str, choice: int, function, *args, **kwargs):
+    """Call a function of this module with another of a kernel's launches chosen."""
+    from v2m.ops.triton.launch import TILES
+
+    usual = TILES[kernel]
+    TILES[kernel] = (usual[choice],)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        TILES[kernel] = usual
+
+
+def count_launches(kernel: str) -> int:
+    from v2m.ops.triton.launch import TILES
+
+    return len(TILES[kernel])
+
+
 def closed_gate() -> dict[str, tuple[float, float]]:
     """Gates of exactly zero and far from it: their gradient comes from the gated result."""
     u, z, dy, first, second = make_core((1, 3, 4, 8), 2, 1, torch.float32, "cpu")

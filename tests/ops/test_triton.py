@@ -80,6 +80,26 @@ def test_core_with_another_convolution(interpreter):
     triton_cases.assert_accurate(errors)
 
 
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [((1, 4, 1, 32), None), ((1, 10, 2, 64), 6), ((1, 7, 1, 33), 5)],
+    ids=["even", "even_windows", "odd"],
+)
+def test_every_launch_of_the_backward(interpreter, shape, window):
+    """16 states in 16 bits; with nothing to mask, and where chunks or channels are not whole."""
+    for choice in range(interpreter(triton_cases.count_launches, "scan_backward")):
+        errors = interpreter(
+            triton_cases.forced, "scan_backward", choice, triton_cases.scan_errors,
+            shape, 16, 1, choice % 2 == 1, window, ("B", "C", "D"), torch.float16,
+        )  # fmt: skip
+        triton_cases.assert_accurate(errors, trifle=1e-3)
+
+
+def test_few_states_and_lines_of_seven(interpreter):
+    errors = interpreter(triton_cases.scan_errors, (2, 7, 2, 32), 1, 1, True, None, ("C", "D"))
+    triton_cases.assert_accurate(errors)
+
+
 def test_gates_that_are_closed_or_wide_open(interpreter):
     triton_cases.assert_accurate(interpreter(triton_cases.closed_gate), trifle=2e-6)
 

@@ -77,12 +77,24 @@ class Tile:
     tokens: int = 1  # of a tile; of a scan's backward, the steps it has in registers at a time
     warps: int = 1
     stages: int = 1  # of loads in flight, where a loop ends in a matrix product
+    group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
+    sums: int = 1  # of a scan's backward, 16 states and more, 16-bit: see channel_sums.py
+
+    def even(self, steps: int) -> bool:
+        """Whether a scan's backward never loads past lines of so many steps."""
+        return steps % self.tokens == 0 and (steps == 0 or steps >= self.tokens * self.group)
 
 
 # Every launch that may be chosen, the usual one first; why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
     "scan": (Tile(64), Tile(32), Tile(128), Tile(128, warps=2)),
-    "scan_backward": (Tile(32, 2), Tile(32, 3), Tile(32, 4), Tile(32, 1), Tile(64, 1), Tile(16, 4)),
+    "scan_backward": (
+        Tile(32, 2, group=2),
+        Tile(32, 2, group=2, sums=2),
+        Tile(32, 3),
+        Tile(32, 2, sums=2),
+        Tile(64, 1),
+    ),
     "project": (Tile(64, 32, 2, 3), Tile(32, 32, 2, 3)),
     "project_backward_low": (Tile(64, 64, 4, 3), Tile(64, 32, 2, 3)),
     "project_backward": (Tile(32, 32, 2), Tile(32, 32, 4)),
@@ -91,12 +103,14 @@ TILES: dict[str, tuple[Tile, ...]] = {
 }
 
 
-def pick(kernel: str, states: int = 1) -> Tile:
-    """The launch for a kernel, by what fits into the registers."""
+def pick(kernel: str, states: int = 1, steps: int = 0) -> Tile:
+    """The launch for a kernel, by what fits into the registers; steps: of a line or window."""
     tile = TILES[kernel][0]
     if kernel == "scan" and states > 16:
         return Tile(32)
-    if kernel == "scan_backward" and states != 16:
+    if kernel == "scan_backward" and padded(states) != 16:
+        if padded(states) < 8 and steps % 7 == 0:
+            return Tile(32, 7)
         return Tile(32, max(1, min(4, 32 // padded(states))))
     return tile
 

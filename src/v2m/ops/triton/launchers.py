@@ -31,9 +31,6 @@ from .project_backward import (
 from .scan import scan_forward_kernel
 from .scan_backward import scan_backward_kernel
 
-# How sums over channels are formed for each dtype: see `store_channel_sum`.
-TENSOR_CORE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 1}
-
 
 class ScanInputs(NamedTuple):
     """Operands of the scans of a pass; a slab a scan where (S, ...) stands."""
@@ -115,41 +112,47 @@ def scan_backward(
     dy is the gradient of y; without a gate, of what comes before the gate and the scale.
     """
     states, channels = inputs.A.shape[1], grid.channels
-    tile = tile or pick("scan_backward", states)
-    blocks = triton.cdiv(channels, tile.channels)
     device = dy.device
     du, ddt = torch.empty_like(inputs.u), torch.empty_like(inputs.dt)
+    A = transposed_decay(inputs.A)
+    # Scans that add to one dz follow each other; else one launch balances all of them.
+    families = groups(scans)
+    if inputs.z is not None:
+        families = [(scan, [index]) for index, scan in enumerate(scans)]
+    tiles = [
+        tile or pick("scan_backward", states, grid.lines(scan.axis, scan.window)["window"])
+        for scan, _ in families
+    ]
+    blocks = triton.cdiv(channels, tiles[0].channels)
     projected = (len(scans), grid.tokens, blocks, states)
     dB, dC = (
         None if x is None else torch.empty(projected, dtype=torch.float32, device=device)
         for x in (inputs.B, inputs.C)
     )
-    A = transposed_decay(inputs.A)
     total = None
-    for number, (scan, members) in enumerate(groups(scans)):
+    for number, ((scan, members), tile) in enumerate(zip(families, tiles)):
         lines = grid.lines(scan.axis, scan.window)
-        chunks = triton.cdiv(lines["window"], tile.tokens)
-        scratch = 4 * blocks * chunks * padded(states) * tile.channels  # bytes a program
-        programs = min(
-            lines["segments"],
-            max(1, 16 * processors(device) // blocks),
-            max(1, SCRATCH_BYTES // scratch),
-        )
+        places = triton.cdiv(lines["window"], tile.tokens) + tile.group - 1
+        scratch = 4 * blocks * places * padded(states) * tile.channels  # bytes a program
+        programs = balanced(lines["segments"] * len(members), blocks, scratch, states, device)
         checkpoints = torch.empty(programs * scratch // 4, dtype=torch.float32, device=device)
         partial = torch.empty(programs, states + 2, channels, dtype=torch.float32, device=device)
+        even = tile.even(lines["window"]) and tile.even(lines["length"] % lines["window"])
+        wide = padded(states) < 16 or inputs.u.dtype == torch.float32
         scan_backward_kernel[programs, blocks](
             dy, inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z,
             du, ddt, partial, dB, dC, partial[:, states], partial[:, states + 1], dz, checkpoints,
             channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
-            scans=len(members), slots=pack(members, 4),
+            places=places, scans=len(members), slots=pack(members, 4),
             reverses=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
             ADD=number > 0, LEAST_GATE=inputs.least_gate,
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
-            TENSOR_CORE=TENSOR_CORE[inputs.u.dtype] if padded(states) >= 16 else 0,
-            CHUNK=tile.tokens, PADDED_N=padded(states), BLOCK_E=tile.channels,
+            SUMS=0 if wide else tile.sums, CHUNK=tile.tokens, GROUP=tile.group,
+            PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
+            EVEN=even and channels % tile.channels == 0 and states == padded(states),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         share = partial.sum(0)
@@ -158,6 +161,13 @@ def scan_backward(
         du, ddt, total[:states].t(), dB, dC,
         None if inputs.D is None else total[states], total[states + 1],
     )  # fmt: skip
+
+
+def balanced(lines: int, blocks: int, scratch: int, states: int, device) -> int:
+    """Programs that share the lines evenly, all on the device at once; scratch: bytes of one."""
+    resident = (8 if padded(states) >= 8 else 12) * processors(device)
+    most = max(1, min(lines, resident // blocks, SCRATCH_BYTES // scratch))
+    return triton.cdiv(lines, triton.cdiv(lines, most))
 
 
 def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dtype, *, save: bool):

@@ -11,6 +11,10 @@ gradient with respect to the state after step i and p = decay_{i+1} g_{i+1}:
 
 Sums over channels are left per block of channels and sums over lines per program, to be added up by
 the caller in a fixed order: no atomics, so gradients are bit-equal from run to run.
+
+Few warps fit on a multiprocessor, so a load that is waited for is time lost: rows are loaded one
+chunk or more ahead, and turned into float32 before the next ones are asked for. Carried over as
+they are, 16-bit rows would be copied at the end of the loop, and that copy waits for the load.
 """
 
 # Tuples of tensors grow by +: the kernel language has no star.
@@ -21,6 +25,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .channel_sums import channel_sum, no_sums, store_sums
 from .scan import LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 LN2 = tl.constexpr(0.6931471805599453)
@@ -34,81 +39,94 @@ def softplus_slope(dt):
 
 
 @triton.jit
-def store_channel_sum(pointer, values, n, mask_n, TENSOR_CORE: tl.constexpr):
-    """Store the sum of (channels, N) values over the channels.
+def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr, EVEN: tl.constexpr):
+    """(size,) rows of COUNT steps, `stride` elements apart; zeros beyond `alive` steps.
 
-    For 16-bit tensors on the tensor cores, ones times values, in bfloat16 (2) or tf32 (1).
+    pointer: (size,), to the elements of the first row.
+
+    EVEN: every lane and step is there, so nothing is masked.
     """
-    if TENSOR_CORE > 0:
-        row = tl.arange(0, 16)
-        if TENSOR_CORE == 2:
-            values = values.to(tl.bfloat16)
-        ones = tl.full([16, values.shape[0]], 1.0, values.dtype)
-        total = tl.dot(ones, values, input_precision="tf32")
-        tl.store(
-            pointer + n[None, :] + row[:, None] * 0,
-            total,
-            mask=(row == 0)[:, None] & mask_n[None, :],
-        )
-    else:
-        tl.store(pointer + n, tl.sum(values, axis=0), mask=mask_n)
-
-
-@triton.jit
-def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr):
-    """(size,) rows of COUNT steps, `stride` elements apart; zeros beyond `alive` steps."""
     rows = ()
     for j in tl.static_range(COUNT):
-        inside = lanes < tl.where(j < alive, size, 0)
-        rows = rows + (tl.load((pointer + j * stride) + lanes, inside, 0.0),)
+        at = pointer + j * stride
+        if EVEN:
+            rows = rows + (tl.load(at),)
+        else:
+            rows = rows + (tl.load(at, lanes < tl.where(j < alive, size, 0), 0.0),)
     return rows
 
 
 @triton.jit
+def floats(rows):
+    found = ()
+    for j in tl.static_range(len(rows)):
+        found = found + (rows[j].to(tl.float32),)
+    return found
+
+
+@triton.jit
 def replay(
-    u, dt, B, at_n, A_block, bias, live, saved, steps, chunks,
+    u, dt, B, A_block, bias, live, saved, steps,
     stride_e, stride_n, e, E, n, N,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
     STATE: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """Walk a line forwards and save the state after every chunk but the last.
 
-    u, dt: pointers to the line's first row; at_n: elements before it in B. Returns the last chunk's
-    rows of u and dt.
+    u, dt, B: pointers to the line's first row; saved: to the state before it. A line is
+    touched here first, in the slowest memory, so its rows are loaded GROUP chunks ahead.
     """
+    STEPS: tl.constexpr = CHUNK * GROUP
     h = tl.zeros(A_block.shape, tl.float32)
-    xs = load_steps(u, stride_e, e, E, steps, CHUNK)
-    dts = load_steps(dt, stride_e, e, E, steps, CHUNK)
-    for c in range(chunks - 1):
-        done = (c + 1) * CHUNK
-        next_xs = load_steps(u + done * stride_e, stride_e, e, E, steps - done, CHUNK)
-        next_dts = load_steps(dt + done * stride_e, stride_e, e, E, steps - done, CHUNK)
-        for j in tl.static_range(CHUNK):
-            step = step_size(dts[j], bias, SOFTPLUS)
+    us = load_steps(u, stride_e, e, E, steps, STEPS, EVEN)
+    dts = load_steps(dt, stride_e, e, E, steps, STEPS, EVEN)
+    Bs = ()
+    if B is not None:
+        Bs = load_steps(B, stride_n, n, N, steps, STEPS, EVEN)
+    groups = tl.cdiv(steps - CHUNK, STEPS)
+    for g in range(groups):
+        xs = floats(us)
+        raw = floats(dts)
+        ahead = tl.where(g + 1 < groups, STEPS, 0)
+        left = steps - (g + 1) * STEPS
+        u += ahead * stride_e
+        dt += ahead * stride_e
+        us = load_steps(u, stride_e, e, E, left, STEPS, EVEN)
+        dts = load_steps(dt, stride_e, e, E, left, STEPS, EVEN)
+        next_Bs = ()
+        if B is not None:
+            B += ahead * stride_n
+        for j in tl.static_range(STEPS):
+            step = step_size(raw[j], bias, SOFTPLUS)
             B_now = live
             if B is not None:
-                B_now = tl.load((B + at_n + j * stride_n) + n, n < N, 0.0)
-                B_now = B_now.to(tl.float32)[None, :]
-            drive = (step * xs[j].to(tl.float32))[:, None]
-            h = tl.exp2(step[:, None] * A_block) * h + drive * B_now
-        tl.store(saved + c * STATE, h)
-        at_n += CHUNK * stride_n
-        xs = next_xs
-        dts = next_dts
-    return xs, dts
+                B_now = Bs[j].to(tl.float32)[None, :]
+                next_Bs = next_Bs + load_steps(B + j * stride_n, 0, n, N, left - j, 1, EVEN)
+            h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
+            if j % CHUNK == CHUNK - 1:
+                saved += STATE
+                tl.store(saved, h)
+        Bs = next_Bs
 
 
 @triton.jit
 def recompute(
-    h, xs, dts, Bs, A_block, bias, live, alive, SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr
-):
+    h, xs, dts, Bs, A_block, bias, live, alive,
+    SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
     """Step sizes and decays of a chunk, and its states, the one before it first."""
     # Decays first: they do not wait for the checkpoint to arrive.
     sizes = ()
     decays = ()
     for j in tl.static_range(CHUNK):
-        step = tl.where(j < alive, step_size(dts[j], bias, SOFTPLUS), 0.0)
+        step = step_size(dts[j], bias, SOFTPLUS)
+        if not EVEN:
+            step = tl.where(j < alive, step, 0.0)
         sizes = sizes + (step,)
         decays = decays + (tl.exp2(step[:, None] * A_block),)
     states = (h,)
@@ -116,7 +134,7 @@ def recompute(
         B_now = live
         if Bs is not None:
             B_now = Bs[j].to(tl.float32)[None, :]
-        drive = (sizes[j] * xs[j].to(tl.float32))[:, None]
+        drive = (sizes[j] * xs[j])[:, None]
         states = states + (decays[j] * states[j] + drive * B_now,)
     return sizes, decays, states
 
@@ -125,7 +143,6 @@ def recompute(
 def step_gradient(dstep, raw, step, bias, SOFTPLUS: tl.constexpr, SOFTPLUS_DONE: tl.constexpr):
     """Gradient before the softplus, wherever that is applied."""
     if SOFTPLUS:
-        raw = raw.to(tl.float32)
         if bias is not None:
             raw += bias
         dstep *= sigmoid(raw)
@@ -138,25 +155,30 @@ def step_gradient(dstep, raw, step, bias, SOFTPLUS: tl.constexpr, SOFTPLUS_DONE:
 def consume(
     p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
     A_block, skip, bias, live, z, at_z, dz, du, ddt,
-    dB, dC, at_share, stride, stride_e, stride_share,
-    e, E, n, N, alive, z_stride, scale, add,
+    dB, dC, stride, stride_e, stride_share,
+    e, E, n, N, alive, z_stride, scale,
+    ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SOFTPLUS_DONE: tl.constexpr,
-    TENSOR_CORE: tl.constexpr,
+    SUMS: tl.constexpr,
     CHUNK: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk backwards: store its gradients, return p and the sums of the program.
 
-    du, ddt: pointers to the chunk's first row; at_share: elements before it in dB or dC; at_z: its
-    token in z and dz.
+    xs, dts, dys: its rows in float32; du, ddt, dB, dC: pointers to its first row; at_z: its token
+    in z and dz.
     """
+    B_sums = no_sums(A_block.shape[1], CHUNK, SUMS)
+    C_sums = no_sums(A_block.shape[1], CHUNK, SUMS)
     for j in tl.static_range(CHUNK - 1, -1, -1):
-        inside = e < tl.where(j < alive, E, 0)
-        inside_n = n < tl.where(j < alive, N, 0)
-        x = xs[j].to(tl.float32)
+        inside = None
+        if not EVEN:
+            inside = e < tl.where(j < alive, E, 0)
+        x = xs[j]
         step = sizes[j]
-        g_out = dys[j].to(tl.float32)
+        g_out = dys[j]
         B_now = live
         C_now = live
         if Bs is not None:
@@ -165,43 +187,47 @@ def consume(
             C_now = Cs[j].to(tl.float32)[None, :]
         if z is not None:
             token_z = at_z + j * stride
-            gate = tl.load((z + token_z * z_stride) + e, inside, 0.0)
+            gate = tl.load((z + token_z * z_stride) + e, inside)
             gate = nonzero_gate(gate, LEAST_GATE)
             g_out *= scale
             open_ = sigmoid(gate)
             out = tl.sum(states[j + 1] * C_now, axis=1) + skip * x
             dgate = g_out * out * open_ * (1.0 + gate * (1.0 - open_))
-            before = e < tl.where((j < alive) & add, E, 0)
-            dgate += tl.load((dz + token_z * E) + e, before, 0.0).to(tl.float32)
+            if ADD:
+                dgate += tl.load((dz + token_z * E) + e, inside).to(tl.float32)
             tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
             g_out *= gate * open_
-        at = at_share + j * stride_share
         if Cs is not None:
-            store_channel_sum(dC + at, states[j + 1] * g_out[:, None], n, inside_n, TENSOR_CORE)
+            C_sums = channel_sum(C_sums, states[j + 1] * g_out[:, None], j, SUMS)
         g = p + g_out[:, None] * C_now
         if Bs is not None:
-            store_channel_sum(dB + at, g * (step * x)[:, None], n, inside_n, TENSOR_CORE)
+            B_sums = channel_sum(B_sums, g * (step * x)[:, None], j, SUMS)
         g_in = tl.sum(g * B_now, axis=1)
         p = decays[j] * g
         t = p * states[j]
         dA_sum += t * step[:, None]
         dstep = LN2 * tl.sum(A_block * t, axis=1) + x * g_in
         dstep = step_gradient(dstep, dts[j], step, bias, SOFTPLUS, SOFTPLUS_DONE)
-        dstep = tl.where(j < alive, dstep, 0.0)
+        if not EVEN:
+            dstep = tl.where(j < alive, dstep, 0.0)
         dx = step * g_in + skip * g_out
-        tl.store((ddt + j * stride_e) + e, dstep.to(ddt.dtype.element_ty), inside)
-        tl.store((du + j * stride_e) + e, dx.to(du.dtype.element_ty), inside)
+        tl.store(ddt + j * stride_e, dstep.to(ddt.dtype.element_ty), inside)
+        tl.store(du + j * stride_e, dx.to(du.dtype.element_ty), inside)
         dD_sum += g_out * x
         dbias_sum += dstep
+    if Bs is not None:
+        store_sums(dB, B_sums, stride_share, n, N, alive, SUMS)
+    if Cs is not None:
+        store_sums(dC, C_sums, stride_share, n, N, alive, SUMS)
     return p, dA_sum, dD_sum, dbias_sum
 
 
-@triton.jit(do_not_specialize=[*SIZES, "segments", "scans"])
+@triton.jit(do_not_specialize=[*SIZES, "segments", "scans", "places"])
 def scan_backward_kernel(
     dy, u, dt, A, B, C, D, dt_bias, z,
     du, ddt, dA, dB, dC, dD, dbias, dz, checkpoints,
     E, N, tokens, segments, length, inner, outer, window, height, width, z_stride, share, scale,
-    scans, slots, reverses,
+    places, scans, slots, reverses,
     DY_SLOTS: tl.constexpr,  # dy is (slots, tokens, E), not common to the scans
     ADD: tl.constexpr,  # add to what dz holds
     LEAST_GATE: tl.constexpr,
@@ -209,16 +235,18 @@ def scan_backward_kernel(
     MIRROR_W: tl.constexpr,
     SOFTPLUS: tl.constexpr,  # softplus is applied here
     SOFTPLUS_DONE: tl.constexpr,  # dt has been through softplus; return the gradient before it
-    TENSOR_CORE: tl.constexpr,
+    SUMS: tl.constexpr,  # how to sum over channels: see channel_sums.py
     CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,  # chunks that the replay loads at a time
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     CHANNELS_PER_THREAD: tl.constexpr,
+    EVEN: tl.constexpr,  # whole blocks of channels and states, whole chunks: nothing is masked
 ):  # fmt: skip
     """Shapes as in the forward kernel; du, ddt: (slots, tokens, E); dz: (tokens, E).
 
     dB, dC: (slots, tokens, blocks of channels, N); dA: (N, E) and dD, dbias: (E,), one set a
-    program, `share` elements apart; checkpoints: (programs, blocks, chunks, N, BLOCK_E): float32.
+    program, `share` elements apart; checkpoints: (programs, blocks, places, N, BLOCK_E): float32.
     """
     block = tl.program_id(1)
     blocks = tl.num_programs(1)
@@ -241,81 +269,95 @@ def scan_backward_kernel(
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
     live = tl.where(mask_n, 1.0, 0.0)[None, :]
     STATE: tl.constexpr = PADDED_N * BLOCK_E
-    slice_ = (program * blocks + block).to(tl.int64) * tl.cdiv(window, CHUNK) * STATE
+    # The place of a chunk holds the state before it; before a line's first it is zero.
+    slice_ = (program * blocks + block).to(tl.int64) * (places * STATE)
     saved = checkpoints + slice_ + n[None, :] * BLOCK_E + hinted
+    tl.store(saved, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
     dbias_sum = tl.zeros([BLOCK_E], tl.float32)
 
-    for k in range(scans):
+    for item in range(program, segments * scans, tl.num_programs(0)):
+        k = item // segments
         reverse = (reverses >> k) & 1
         slot = ((slots >> (4 * k)) & 15) * tokens.to(tl.int64)
         stride = inner.to(tl.int64) * (1 - 2 * reverse)
         stride_e = stride * E
         stride_n = stride * N
-        for segment in range(program, segments, tl.num_programs(0)):
-            token, steps = segment_start(segment, length, inner, outer, window, reverse)
-            y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
-            stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
-            if DY_SLOTS:
-                y_token += slot
-            row = slot + token
-            chunks = tl.cdiv(steps, CHUNK)
-
-            at = row * E  # elements: of the chunk's first step in u and dt, and below in B or C
-            at_n = row * N
-            xs, dts = replay(
-                u + at, dt + at, B, at_n, A_block, bias, live, saved, steps, chunks,
-                stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, STATE,
+        token, steps = segment_start(item - k * segments, length, inner, outer, window, reverse)
+        y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
+        stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
+        if DY_SLOTS:
+            y_token += slot
+        row = slot + token
+        chunks = tl.cdiv(steps, CHUNK)
+        first = (chunks - 1) * CHUNK  # step of the chunk at hand, from the last to the first
+        u_at = u + row * E + e
+        dt_at = dt + row * E + e
+        last = first * stride_e
+        us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
+        dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
+        dy_at = dy + (y_token * E + first * stride_y) + e
+        dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
+        B_at = None
+        if B is not None:
+            B_at = B + row * N + n
+        replay(
+            u_at, dt_at, B_at, A_block, bias, live, saved, steps,
+            stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, STATE, EVEN,
+        )  # fmt: skip
+        u_at += last
+        dt_at += last
+        du_at = du + (row * E + last) + e
+        ddt_at = ddt + (row * E + last) + e
+        at_n = (row + first * stride) * N
+        at_z = token + first * stride
+        p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
+        state_at = saved + (chunks - 1) * STATE
+        tl.debug_barrier()
+        for _ in range(chunks):
+            alive = tl.minimum(steps - first, CHUNK)
+            first -= CHUNK
+            # The chunk that comes next; before the line's first there is none.
+            back = tl.where(first >= 0, CHUNK, 0)
+            u_at -= back * stride_e
+            dt_at -= back * stride_e
+            dy_at -= back * stride_y
+            xs = floats(us)
+            raw = floats(dts)
+            g_outs = floats(dys)
+            h = tl.load(state_at)
+            us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
+            dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, EVEN)
+            dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, EVEN)
+            Bs = None
+            dB_at = None
+            if B is not None:
+                Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+                dB_at = dB + (at_n * blocks + block * N)
+            Cs = None
+            dC_at = None
+            if C is not None:
+                Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+                dC_at = dC + (at_n * blocks + block * N)
+            sizes, decays, states = recompute(
+                h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, EVEN
+            )
+            tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
+            p, dA_sum, dD_sum, dbias_sum = consume(
+                p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
+                A_block, skip, bias, live, z, at_z, dz, du_at, ddt_at,
+                dB_at, dC_at, stride, stride_e, stride_n * blocks,
+                e, E, n, N, alive, z_stride, scale, ADD,
+                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUMS, CHUNK, EVEN,
             )  # fmt: skip
-            first = (chunks - 1) * CHUNK
-            at += first * stride_e
-            at_n += first * stride_n
-            tl.debug_barrier()
-
-            p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-            at_y = (y_token * E) + first * stride_y
-            at_z = token + first * stride
-            dys = load_steps(dy + at_y, stride_y, e, E, steps - first, CHUNK)
-            for c in range(chunks):
-                alive = tl.minimum(steps - first, CHUNK)
-                first -= CHUNK
-                h = tl.load(
-                    saved + (chunks - 2 - c) * STATE,
-                    lane[:, None] < tl.where(first >= 0, BLOCK_E, 0),
-                    0.0,
-                )
-                # The chunk that comes next; before the line's first there is none.
-                at_next = at - CHUNK * stride_e
-                at_y -= CHUNK * stride_y
-                coming = tl.where(first >= 0, CHUNK, 0)
-                next_xs = load_steps(u + at_next, stride_e, e, E, coming, CHUNK)
-                next_dts = load_steps(dt + at_next, stride_e, e, E, coming, CHUNK)
-                next_dys = load_steps(dy + at_y, stride_y, e, E, coming, CHUNK)
-                Bs = None
-                if B is not None:
-                    Bs = load_steps(B + at_n, stride_n, n, N, alive, CHUNK)
-                Cs = None
-                if C is not None:
-                    Cs = load_steps(C + at_n, stride_n, n, N, alive, CHUNK)
-                sizes, decays, states = recompute(
-                    h, xs, dts, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK
-                )
-                p, dA_sum, dD_sum, dbias_sum = consume(
-                    p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
-                    A_block, skip, bias, live, z, at_z, dz, du + at, ddt + at,
-                    dB, dC, at_n * blocks + block * N, stride, stride_e, stride_n * blocks,
-                    e, E, n, N, alive, z_stride, scale, k + ADD > 0,
-                    LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, TENSOR_CORE, CHUNK,
-                )  # fmt: skip
-                at = at_next
-                at_n -= CHUNK * stride_n
-                at_z -= CHUNK * stride
-                xs = next_xs
-                dts = next_dts
-                dys = next_dys
-            tl.debug_barrier()
+            state_at -= STATE
+            du_at -= CHUNK * stride_e
+            ddt_at -= CHUNK * stride_e
+            at_n -= CHUNK * stride_n
+            at_z -= CHUNK * stride
+        tl.debug_barrier()
 
     tl.store(dA + program * share + a_pointers, dA_sum, mask=mask_a)
     if D is not None:
