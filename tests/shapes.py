@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 CLASSES = ("disc", "square")
@@ -135,3 +136,32 @@ def write_voc(root: Path, images: int, size: int = 64) -> Path:
         (root / "Annotations" / f"{name}.xml").write_text(text)
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def noisy_answers(dataset, seed: int) -> list[dict]:
+    """The truth moved about, some of it missing or of another class, and inventions."""
+    random, answers = np.random.default_rng(seed), []
+    for index in range(len(dataset)):
+        target = dataset.target(index)
+        boxes, masks, labels = [], [], []
+        for box, mask, label in zip(target["boxes"], target["masks"], target["labels"]):
+            for _ in range(random.integers(0, 3)):
+                shift = random.integers(-3, 4, 2)
+                boxes.append((box + torch.tensor([*shift, *shift])).clamp(0, 64).tolist())
+                masks.append(np.roll(mask.numpy(), shift[::-1], (0, 1)))
+                labels.append(int(label) if random.random() < 0.85 else 1 - int(label))
+        for _ in range(random.integers(0, 2)):
+            left, top = random.integers(0, 50, 2)
+            boxes.append([left, top, left + 10, top + 8])
+            masks.append(np.zeros((64, 64), np.uint8))
+            masks[-1][top : top + 8, left : left + 10] = 1
+            labels.append(int(random.integers(2)))
+        answers.append(
+            {
+                "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+                "labels": torch.tensor(labels, dtype=torch.int64),
+                "scores": torch.from_numpy(random.permutation(997)[: len(boxes)] / 1000.0),
+                "masks": torch.from_numpy(np.array(masks).reshape(-1, 1, 64, 64)).float(),
+            }
+        )
+    return answers

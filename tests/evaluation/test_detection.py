@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchmetrics.detection import MeanAveragePrecision
 
-from shapes import write_coco
+from shapes import noisy_answers, write_coco
 from v2m.data.annotations import mask_api
 from v2m.data.dense_loaders import create_dense_loader
 from v2m.data.dense_transforms import detection_evaluation
@@ -29,35 +29,6 @@ class Oracle(torch.nn.Module):
 
     def forward(self, images):
         return [next(self.answers) for _ in images]
-
-
-def noisy_answers(dataset, seed: int) -> list[dict]:
-    """The truth moved about, some of it missing or of another class, and inventions."""
-    random, answers = np.random.default_rng(seed), []
-    for index in range(len(dataset)):
-        target = dataset.target(index)
-        boxes, masks, labels = [], [], []
-        for box, mask, label in zip(target["boxes"], target["masks"], target["labels"]):
-            for _ in range(random.integers(0, 3)):
-                shift = random.integers(-3, 4, 2)
-                boxes.append((box + torch.tensor([*shift, *shift])).clamp(0, 64).tolist())
-                masks.append(np.roll(mask.numpy(), shift[::-1], (0, 1)))
-                labels.append(int(label) if random.random() < 0.85 else 1 - int(label))
-        for _ in range(random.integers(0, 2)):
-            left, top = random.integers(0, 50, 2)
-            boxes.append([left, top, left + 10, top + 8])
-            masks.append(np.zeros((64, 64), np.uint8))
-            masks[-1][top : top + 8, left : left + 10] = 1
-            labels.append(int(random.integers(2)))
-        answers.append(
-            {
-                "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-                "labels": torch.tensor(labels, dtype=torch.int64),
-                "scores": torch.from_numpy(random.permutation(997)[: len(boxes)] / 1000.0),
-                "masks": torch.from_numpy(np.array(masks).reshape(-1, 1, 64, 64)).float(),
-            }
-        )
-    return answers
 
 
 def evaluated(dataset, answers: list[dict], **keywords):

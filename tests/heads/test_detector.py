@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from helpers import relative_error
 from v2m.errors import InputError
@@ -141,6 +142,16 @@ def test_errors(hierarchical, tmp_path):
             '{"architecture": "upernet", "model_args": {"num_classes": 2}, "pretrained_cfg": {}}',
             "missing",
         ),
+        (
+            '{"architecture": "upernet", "pretrained_cfg": {}, "model_args": {"num_classes": 2,'
+            ' "backbone": "hf-hub:someone/model"}}',
+            "the backbone: unknown model 'hf-hub:someone/model'",
+        ),
+        (
+            '{"architecture": "upernet", "pretrained_cfg": {}, "model_args": {"num_classes": 2,'
+            ' "backbone": "resnet18", "backbone_kwargs": {"pretrained": true}}}',
+            "must describe the model alone; got the key 'pretrained'",
+        ),
     ],
 )
 def test_damaged_descriptions(tmp_path, text, message):
@@ -149,3 +160,25 @@ def test_damaged_descriptions(tmp_path, text, message):
         from_directory(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         from_directory(tmp_path / "nowhere")
+
+
+def test_with_a_resnet_it_is_torchvisions_own_model():
+    """The baseline of the benchmarks: the same tensors, and the same answers with them."""
+    theirs = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=3, min_size=32, max_size=64
+    ).eval()
+    config = DetectorConfig(backbone="resnet50", num_classes=2, min_size=32, max_size=64)
+    with torch.device("meta"):
+        ours = Detector(config).eval()
+    state = {
+        f"network.{name}".replace("body.", "body.model.").replace(".fpn.", ".neck."): value
+        for name, value in theirs.state_dict().items()
+    }
+    ours.load_state_dict(state, assign=True)
+    images = [torch.rand(3, 32, 40)]
+    with torch.no_grad():
+        for ours_found, theirs_found in zip(ours(images), theirs(images)):
+            assert len(theirs_found["boxes"]) > 0
+            assert torch.equal(ours_found["labels"], theirs_found["labels"] - 1)
+            for key in ("boxes", "scores", "masks"):
+                assert torch.allclose(ours_found[key], theirs_found[key], atol=1e-4), key

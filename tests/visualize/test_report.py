@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 import v2m
+from pages import Page
 from v2m.cli.main import main
 from v2m.data import ArrayDataset, load_dataset
 from v2m.engine.config import DatasetConfig, TrainConfig, to_dict
@@ -25,7 +25,6 @@ from v2m.visualize.results import Results, wilson_interval
 
 NAMES = [*(f"thing {index}" for index in range(9)), "<b>&co"]
 COUNT = 80
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 @pytest.fixture(autouse=True)
@@ -66,35 +65,6 @@ def write_run(folder, *, classes=10, img_size=28, names=NAMES):
     records.append({"kind": "test", "shuffled_top1": 0.25, "machine": machine})
     (folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
-
-
-class Page(HTMLParser):
-    """The tags of a page, which have to be closed, its ids and its links."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.ids, self.sources, self.text = [], [], [], ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.ids += [values["id"]] if "id" in values else []
-        self.sources += [values[name] for name in ("src", "href", "xlink:href") if name in values]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
 
 
 @pytest.fixture(scope="module")

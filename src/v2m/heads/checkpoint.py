@@ -17,6 +17,7 @@ from v2m.heads.detector import Detector
 from v2m.heads.upernet import Segmenter
 from v2m.models.checkpoint import CONFIG, WEIGHTS, load_strictly
 from v2m.models.config import from_keywords
+from v2m.models.schema import check_depth, checked_config
 
 __all__ = ["ARCHITECTURES", "from_directory", "read_dense_config"]
 
@@ -28,7 +29,8 @@ ARCHITECTURES = {
 
 
 def read_dense_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """The `config.json` of a detector or segmenter.
+    """The `config.json` of a detector or segmenter. Its backbone is one of this library or of
+    timm: nothing in it makes the backbone come from, or read, anywhere else.
 
     Raises:
         InputError: there is none, or it describes something else.
@@ -49,6 +51,11 @@ def read_dense_config(directory: str | os.PathLike) -> dict[str, Any]:
             f"{directory} holds a {stored['architecture']}, no detector or segmenter; expected one"
             f" of {', '.join(ARCHITECTURES)}."
         )
+    arguments = stored["model_args"]
+    if "backbone" in arguments:
+        keywords = arguments.get("backbone_kwargs", {})
+        backbone = {"architecture": arguments["backbone"], "model_args": keywords}
+        checked_config(backbone, f"{path}, the backbone")
     names = stored.get("label_names")
     if names is not None and (
         not isinstance(names, list)
@@ -71,6 +78,7 @@ def from_directory(directory: str | os.PathLike) -> DenseModel:
     try:
         config = from_keywords(config_class, stored["model_args"])
         state = load_file(directory / WEIGHTS)
+        check_depth(config.backbone_kwargs, len(state))
     except TypeError as error:
         raise InputError(f"{directory / CONFIG}: {error}.") from error
     except (OSError, SafetensorError) as error:

@@ -97,7 +97,7 @@ def _choose(quality: np.ndarray, count: int) -> list[tuple[str, int]]:
     first = list(range(min(-(-count // 2), len(quality))))
     rest = [int(i) for i in np.argsort(quality, kind="stable") if i not in first]
     worst = rest[: max(0, count - len(first))]
-    return [("from the start", i) for i in first] + [("among the worst", i) for i in worst]
+    return [("From the start", i) for i in first] + [("Among the worst", i) for i in worst]
 
 
 def _pictures(names: Sequence[str], pictures: Sequence[Image.Image]) -> list[dict[str, str]]:

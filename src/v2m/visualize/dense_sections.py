@@ -112,6 +112,8 @@ def curves(run: DenseRun) -> dict[str, Any] | None:
         words += f"; at most {max(peaks):.1f} GiB of the device's memory"
     if run.task == "detect":
         words += ". The loss is the sum of those of proposals, classes, boxes and masks"
+    else:
+        words += ". The training loss has that of the auxiliary head in it"
     return {"figures": figures, "sentence": words + "."}
 
 
