@@ -18,8 +18,6 @@ __all__ = ["DenseTask", "per_channel"]
 class DenseTask(Task):
     """A head on a backbone, whose weights may come from a trained classifier."""
 
-    reports = False
-
     def prepare(self, train_set: Any, micro_batch: int) -> None:
         config = self.config
         for used, key in (
