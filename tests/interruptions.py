@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -32,3 +35,20 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Non
         original(loop, batches, reporter=reporter, after_step=stop)
 
     monkeypatch.setattr(trainer_module, "train_epoch", train_epoch)
+
+
+def in_a_process(work: Callable[[], Any]) -> int:
+    """Do `work` in a forked process; returns its exit code, -9 if it was killed.
+
+    The imports are there already, so it takes what the work takes. What it raises counts as 1.
+    """
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode is not None, "it does not end"
+    return process.exitcode
+
+
+def kill_process() -> None:
+    """SIGKILL, to oneself."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -353,3 +357,23 @@ def test_items_of_an_array_are_pictures(arrays) -> None:
     assert isinstance(image, Image.Image)
     assert (np.asarray(image) == arrays.images[5]).all()
     assert target == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux's signals")
+def test_a_signal_to_the_whole_job_leaves_the_workers_to_the_main_process(make_folder) -> None:
+    dataset = load_dataset(make_folder({"a": 20, "b": 20}))
+    loader = create_loader(
+        dataset, is_training=True, input_size=(3, 16, 16), batch_size=2, num_workers=2
+    )
+    iterator, found = iter(loader), []
+    found.append(next(iterator))
+    workers = [process.pid for process in loader._source._iterator._workers]
+    kill = "import os, signal, sys; [os.kill(int(p), signal.SIGTERM) for p in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", kill, *map(str, workers)], check=True)
+    time.sleep(0.2)
+    found += list(iterator)
+    assert len(found) == len(loader)
+    processes = loader._source._iterator._workers
+    processes[0].terminate()  # as the main process does
+    processes[0].join(timeout=10)
+    assert processes[0].exitcode == 0

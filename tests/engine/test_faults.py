@@ -1,6 +1,8 @@
-"""What a run survives: killed again and again, killed in its saves, a rank with a bad gradient.
+"""What a run survives, with real processes and real signals: kill -9 at any step, SIGTERM, a rank
+that is gone, a gradient that is not finite on one of them, a disk that is full.
 
-Each case starts real processes, so the long ones are marked slow: `pytest -m slow tests/engine`.
+The long ones are marked slow: `pytest -m slow tests/engine/test_faults.py`; their figures are in
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +24,52 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interruptions import in_a_process, kill_process, stop_at
+from v2m.engine import loop as loop_module
+from v2m.engine import trainer as trainer_module
 from v2m.engine.config import TrainConfig, apply_overrides, to_dict
 from v2m.engine.rundir import RunDirectory
+from v2m.engine.trainer import train
+from v2m.errors import InputError
 
 TIMES = ("seconds", "images_per_second", "machine", "peak_memory_gib")
+OFTEN, NEVER = "run.checkpoint_minutes=1e-9", "run.checkpoint_minutes=none"
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and fork are POSIX")
 
 SCRIPT = """
 import json, os, sys
 import torch
+import v2m.engine.loop as loop_module
 import v2m.engine.trainer as trainer
 from v2m.engine.config import TrainConfig, from_dict
 from v2m.errors import NonFiniteLossError
 
 torch.set_num_threads(1)
 trainer.write_report = lambda run: None
-train_epoch = trainer.train_epoch
-spoil = int(os.environ.get("SPOIL_STEP", "-1"))
+rank = os.environ.get("RANK", "0")
+spoil = tuple(json.loads(os.environ.get("SPOIL", "[-1, -1]")))  # step, rank
+make_step = loop_module.optimiser_step
 
-def spoiled(loop, batches, **keywords):
-    def nan(_module, _inputs, output):
-        if loop.state.step == spoil and loop.ranks.rank == 1:
-            return output * float("nan")
-    loop.state.model.head.register_forward_hook(nan)
-    train_epoch(loop, batches, **keywords)
+def spoiled(loop, group):
+    if (loop.state.step, loop.ranks.rank) == spoil:
+        loop.state.model.head.register_forward_hook(lambda *a: a[-1] * float("nan"))
+    make_step(loop, group)
+    if rank == "0":
+        with open(sys.argv[2] + ".steps", "a") as file:
+            file.write(f"{loop.state.step}\\\\n")
 
-trainer.train_epoch = spoiled
+loop_module.optimiser_step = spoiled
 config = from_dict(TrainConfig, json.loads(sys.argv[1]))
-print("started", flush=True)
+print("rank", rank, "is process", os.getpid(), flush=True)
 try:
     trainer.train(config, sys.argv[2], resume=True)
 except NonFiniteLossError as error:
-    print("rank", os.environ.get("RANK", "0"), error, flush=True)
+    print("rank", rank, error, flush=True)
     sys.exit(3)
+except SystemExit as stop:
+    print("rank", rank, "ends with", stop.code, flush=True)
+    raise
 """
 
 
@@ -72,6 +91,19 @@ def start(
     )
 
 
+def wait_for_steps(process: subprocess.Popen[str], run: Path, count: int) -> None:
+    log, deadline = Path(f"{run}.steps"), time.monotonic() + 120
+    while not log.exists() or len(log.read_text().split()) < count:
+        assert process.poll() is None, "it ended before it was to be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "write_report", lambda run: None)
+
+
 def comparable(run: Path) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in record.items() if k not in TIMES}
@@ -79,9 +111,64 @@ def comparable(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def assert_same_run(one: Path, two: Path) -> None:
+    assert comparable(one) == comparable(two)
+    weights, others = (load_file(run / "model.safetensors") for run in (one, two))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reference") / "run"
+
+
+@pytest.fixture
+def whole(reference: Path, config: TrainConfig) -> Path:
+    """The run that nothing happened to."""
+    if not reference.exists():
+        train(config, reference)
+    return reference
+
+
+def killed(config: TrainConfig, run: Path, step: int) -> int:
+    """The exit code of a run in a process of its own that kills itself after a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, step, kill_process)
+        return in_a_process(lambda: train(config, run, resume=True))
+
+
+# T1
+
+
+def kill_and_resume(config: TrainConfig, run: Path, steps: list[int], frequency: str) -> None:
+    config = apply_overrides(config, [frequency])
+    for step in steps:
+        assert killed(config, run, step) == -signal.SIGKILL
+    assert in_a_process(lambda: train(config, run, resume=True)) == 0
+
+
+@pytest.mark.parametrize(("steps", "frequency"), [([3], OFTEN), ([7, 13], NEVER)])
+def test_killed_and_resumed_ends_the_same(
+    tmp_path: Path, whole: Path, config: TrainConfig, steps: list[int], frequency: str
+) -> None:
+    kill_and_resume(config, tmp_path / "run", steps, frequency)
+    assert_same_run(tmp_path / "run", whole)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
-def test_killed_fifty_times(tmp_path: Path, config: TrainConfig) -> None:
+@pytest.mark.parametrize("case", range(50))
+def test_killed_at_a_random_step(
+    tmp_path: Path, whole: Path, config: TrainConfig, case: int
+) -> None:
+    generator = random.Random(case)
+    steps = sorted(generator.sample(range(1, 15), generator.choice([1, 1, 2, 3])))
+    kill_and_resume(config, tmp_path / "run", steps, generator.choice([OFTEN, NEVER]))
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_at_any_moment(tmp_path: Path, config: TrainConfig) -> None:
     long = apply_overrides(config, ["schedule.epochs=150"])
     generator = random.Random(0)
     run, kills, resumed = tmp_path / "run", 0, 0
@@ -98,21 +185,193 @@ def test_killed_fifty_times(tmp_path: Path, config: TrainConfig) -> None:
             resumed += RunDirectory(run).store.newest(pytest.fail) is not None
     assert start(long, run).wait(timeout=300) == 0
     assert start(long, tmp_path / "whole").wait(timeout=300) == 0
-    assert comparable(run) == comparable(tmp_path / "whole")
-    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("run", "whole"))
-    assert all(torch.equal(one[name], two[name]) for name in two)
+    assert_same_run(run, tmp_path / "whole")
     assert resumed >= 25, f"only {resumed} of {kills} kills came after a checkpoint"
 
 
+# T3
+
+
 @pytest.mark.slow
-def test_a_rank_with_a_bad_gradient_stops_all(tmp_path: Path, config: TrainConfig) -> None:
-    for case, step in enumerate((0, 3, 7)):
-        run = tmp_path / f"run{case}"
-        process = start(config, run, ranks=2, SPOIL_STEP=str(step))
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode != 0
-        for rank in (0, 1):
-            message = next(x for x in output.splitlines() if x.startswith(f"rank {rank} "))
-            assert f"not finite at step {step} " in message
-        kept = load_file(run / "non_finite" / "training_state.safetensors")
-        assert all(value.isfinite().all() for key, value in kept.items() if "model/" in key)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("case", range(10))
+def test_terminated_in_time_with_everything_saved(
+    tmp_path: Path, config: TrainConfig, ranks: int, case: int
+) -> None:
+    run = tmp_path / "run"
+    long = apply_overrides(config, ["schedule.epochs=4000", "data.workers=1"])
+    process = start(long, run, ranks=ranks)
+    wait_for_steps(process, run, random.Random(case).randrange(1, 60))
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    print(f"ended after {time.monotonic() - began:.1f} s")
+    assert process.returncode == (143 if ranks == 1 else 1)
+    for rank in range(ranks):
+        assert f"rank {rank} ends with 143" in output
+    newest = RunDirectory(run).store.newest(pytest.fail)
+    last = Path(f"{run}.steps").read_text().split()[-1]
+    assert newest.name == f"step-{int(last):08d}"
+
+
+# T4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a small disk"
+)
+@pytest.mark.parametrize("case", range(20))
+def test_a_real_disk_that_is_full(
+    tmp_path: Path, whole: Path, config: TrainConfig, case: int
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    one = sum(p.stat().st_size for p in (whole / "checkpoints").glob("step-00000005/*"))
+    pages = 3 + int(one * random.Random(case).uniform(0.3, 2.9)) // 4096
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4096 * pages}", "none", str(disk)]
+    subprocess.run(mount, check=True)
+    try:
+        with pytest.raises(InputError, match=r"cannot be written.*No space left"):
+            train(config, disk / "run")
+        for folder in RunDirectory(disk / "run").store.folders():
+            assert RunDirectory(disk / "run").store.newest(pytest.fail) >= folder
+        grow = ["mount", "-o", "remount,size=64m", str(disk)]
+        subprocess.run(grow, check=True)
+        train(config, disk / "run", resume=True)
+        assert_same_run(disk / "run", whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# T6
+
+
+def assert_all_ranks_stop(config: TrainConfig, run: Path, step: int, rank: int) -> None:
+    process = start(config, run, ranks=2, SPOIL=json.dumps([step, rank]))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    for each in (0, 1):
+        message = next(x for x in output.splitlines() if x.startswith(f"rank {each} the loss"))
+        assert f"not finite at step {step} " in message
+    kept = load_file(run / "non_finite" / "training_state.safetensors")
+    assert all(value.isfinite().all() for key, value in kept.items() if "model/" in key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(20))
+def test_a_rank_with_a_bad_gradient_stops_all(
+    tmp_path: Path, config: TrainConfig, case: int
+) -> None:
+    generator = random.Random(case)
+    config = apply_overrides(config, [f"run.parallel={generator.choice(['ddp', 'fsdp'])}"])
+    assert_all_ranks_stop(config, tmp_path / "run", generator.randrange(14), case % 2)
+
+
+# T7
+
+
+def note_images(run: Path) -> Callable[[], None]:
+    """Let the steps of this process write down which images they saw."""
+    original = loop_module.optimiser_step
+
+    def optimiser_step(loop: Any, group: Any) -> None:
+        names = [sha256(image.numpy().tobytes()).hexdigest() for x, _ in group for image in x]
+        with open(f"{run}.images", "a") as file:
+            file.write(json.dumps([loop.state.step, names]) + "\n")
+        original(loop, group)
+
+    loop_module.optimiser_step = optimiser_step
+    return partial(setattr, loop_module, "optimiser_step", original)
+
+
+def images_seen(run: Path) -> dict[int, list[str]]:
+    """Of each step the images; where a step was made again, those of the last time."""
+    return dict(map(json.loads, Path(f"{run}.images").read_text().splitlines()))
+
+
+def assert_every_image_once(config: TrainConfig, folder: Path, workers: int, step: int) -> None:
+    plain = apply_overrides(
+        config,
+        [
+            *("augment.crop=center", "augment.crop_pct=1", "augment.horizontal_flip=0"),
+            *("augment.auto_augment=none", "augment.random_erasing=0", "augment.color_jitter=0"),
+            *("mix.mixup=0", "mix.cutmix=0", "schedule.epochs=2", f"data.workers={workers}"),
+            OFTEN,
+        ],
+    )
+    for name in ("run", "whole"):
+        undo = note_images(folder / name)
+        try:
+            if name == "run":
+                assert killed(plain, folder / name, step) == -signal.SIGKILL
+            assert in_a_process(partial(train, plain, folder / name, resume=True)) == 0
+        finally:
+            undo()
+    run, whole = images_seen(folder / "run"), images_seen(folder / "whole")
+    assert run == whole
+    lines = Path(f"{folder / 'run'}.images").read_text().splitlines()
+    assert len(lines) == 11, "one step was made twice: the one that was killed"
+    for epoch in (range(5), range(5, 10)):
+        names = [name for s in epoch for name in run[s]]
+        assert len(names) == len(set(names)) == 40
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_image_is_seen_once(tmp_path: Path, config: TrainConfig, workers: int) -> None:
+    assert_every_image_once(config, tmp_path, workers, step=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", range(5))
+@pytest.mark.parametrize("step", [2, 4, 7, 9])
+def test_every_image_is_seen_once_killed_anywhere(
+    tmp_path: Path, config: TrainConfig, workers: int, step: int
+) -> None:
+    assert_every_image_once(config, tmp_path, workers, step)
+
+
+# T9
+
+
+def processes_with(marker: str) -> list[int]:
+    """Processes, other than this one, that have the marker in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if marker.encode() in path.read_bytes() and path.parent.name != str(os.getpid()):
+                found.append(int(path.parent.name))
+        except OSError:  # gone by now
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("case", range(10))
+def test_a_killed_rank_ends_the_job_and_leaves_no_orphan(
+    tmp_path: Path, config: TrainConfig, case: int
+) -> None:
+    run, generator = tmp_path / "run", random.Random(case)
+    marker = f"JOB_OF_THIS_TEST={tmp_path}"
+    long = apply_overrides(
+        config,
+        [
+            *("schedule.epochs=4000", "data.workers=2", "run.timeout_minutes=0.5"),
+            f"run.parallel={generator.choice(['ddp', 'fsdp'])}",
+        ],
+    )
+    process = start(long, run, ranks=2, JOB_OF_THIS_TEST=str(tmp_path))
+    wait_for_steps(process, run, generator.randrange(1, 40))
+    lines = [process.stdout.readline().split() for _ in range(2)]
+    ranks = {int(words[1]): int(words[-1]) for words in lines}
+    os.kill(ranks[case % 2], signal.SIGKILL)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    ended = time.monotonic() - began
+    assert process.returncode != 0
+    while processes_with(marker) and time.monotonic() - began < 60:
+        time.sleep(0.1)  # loader processes look after their parent every few seconds
+    print(f"the job ended after {ended:.1f} s, the last process {time.monotonic() - began:.1f} s")
+    assert processes_with(marker) == []
+    RunDirectory(run).store.newest(pytest.fail)  # which a damaged checkpoint calls

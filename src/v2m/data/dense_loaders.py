@@ -13,9 +13,10 @@ from v2m.data.ade20k import SegmentationDataset
 from v2m.data.annotations import DetectionDataset
 from v2m.data.dense_transforms import Transform
 from v2m.data.images import BadImageError
-from v2m.data.loaders import MAX_REPLACEMENTS, _start_worker, _worker_count
+from v2m.data.loaders import MAX_REPLACEMENTS, _worker_count
 from v2m.data.randomness import seeded
 from v2m.data.samplers import BatchOrder, SampleKey
+from v2m.data.workers import start_worker
 from v2m.errors import InputError
 
 __all__ = ["DenseLoader", "create_dense_loader"]
@@ -163,5 +164,5 @@ class _Collate:
 
 
 def _begin_worker(worker: int) -> None:
-    _start_worker(worker)
+    start_worker(worker)
     torch.set_num_threads(1)  # transforms of a worker share its core

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from v2m.data.transforms import (
     evaluation_transform,
     training_transform,
 )
+from v2m.data.workers import start_worker
 from v2m.errors import InputError
 
 __all__ = ["Loader", "create_loader"]
@@ -180,7 +180,7 @@ def _open_workers(
         persistent_workers=count > 0,
         pin_memory=pin_memory,
         collate_fn=_Collate(size),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else it draws from the global one, which is the model's
     )
 
@@ -253,8 +253,3 @@ def _worker_count(given: int | None, world_size: int, batches: int) -> int:
     here = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
     return max(1, min(8, cores // world_size, batches))
-
-
-def _start_worker(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
