@@ -269,7 +269,7 @@ def make_plan(arguments: argparse.Namespace, speed: list[dict[str, Any]]) -> dic
     plan = {
         "recipe": arguments.recipe,
         "epochs": epochs,
-        "tuning_epochs": max(1, round(0.4 * epochs)),
+        "tuning_epochs": max(1, round(0.25 * epochs)),
         "captured": captured,
     }
     path.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")

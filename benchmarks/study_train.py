@@ -7,11 +7,12 @@ epoch is augmented at once on the device, and a step is one launch. No step wait
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,14 @@ class Images:
 def load(config: TrainConfig, split: str, device: torch.device) -> Images:
     """A split of the recipe's data set; of the training split what is not validation."""
     data = config.data
-    dataset = load_dataset(
-        data.name, split, validation_fraction=data.validation_fraction, seed=data.split_seed
-    )
+    return _load(data.name, split, data.validation_fraction, data.split_seed, device)
+
+
+@lru_cache(maxsize=4)  # a worker makes many runs of one study
+def _load(
+    name: str, split: str, validation_fraction: float, seed: int, device: torch.device
+) -> Images:
+    dataset = load_dataset(name, split, validation_fraction=validation_fraction, seed=seed)
     images = torch.from_numpy(np.stack([np.asarray(image) for image in dataset.images]))
     images = images.unsqueeze(1) if dataset.in_chans == 1 else images.permute(0, 3, 1, 2)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (dataset.mean, dataset.std))
@@ -299,6 +305,7 @@ def run(
     part, validation = (load(config, split, device) for split in ("train", "validation"))
     on_cuda = device.type == "cuda"
     if on_cuda:
+        gc.collect()  # the run before, whose graph holds its memory
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()

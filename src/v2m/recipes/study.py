@@ -174,7 +174,7 @@ def study() -> TrainConfig:
         augment=replace(SMALL_IMAGES, random_erasing=0.25),
         mix=MixConfig(label_smoothing=0.1),
         optim=OptimConfig(lr=2e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(epochs=20, warmup_epochs=2.0),
+        schedule=ScheduleConfig(epochs=16, warmup_epochs=2.0),
     )
 
 
@@ -216,7 +216,7 @@ def fashion_mnist() -> TrainConfig:
         data=DatasetConfig(name="fashion-mnist", batch_size=512, validation_fraction=1 / 12),
         augment=replace(SMALL_IMAGES, random_erasing=0.25),
         mix=MixConfig(mixup=0.2, cutmix=1.0, probability=0.5, label_smoothing=0.1),
-        optim=OptimConfig(lr=2e-3, weight_decay=0.05),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.05),
         schedule=ScheduleConfig(epochs=80, warmup_epochs=5.0),
-        ema=EmaConfig(decay=0.9995),
+        ema=EmaConfig(decay=0.998),
     )
