@@ -17,84 +17,80 @@ import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from interruptions import in_a_process, kill_process, stop_at
 from v2m.engine import loop as loop_module
 from v2m.engine import trainer as trainer_module
-from v2m.engine.config import TrainConfig, apply_overrides, to_dict
+from v2m.engine.config import TrainConfig, apply_overrides
 from v2m.engine.rundir import RunDirectory
 from v2m.engine.trainer import train
-from v2m.errors import InputError
+from v2m.errors import InputError, NonFiniteLossError
 
 TIMES = ("seconds", "images_per_second", "machine", "peak_memory_gib")
 OFTEN, NEVER = "run.checkpoint_minutes=1e-9", "run.checkpoint_minutes=none"
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and fork are POSIX")
 
-SCRIPT = """
-import json, os, sys
-import torch
-import v2m.engine.loop as loop_module
-import v2m.engine.trainer as trainer
-from v2m.engine.config import TrainConfig, from_dict
-from v2m.errors import NonFiniteLossError
 
-torch.set_num_threads(1)
-trainer.write_report = lambda run: None
-rank = os.environ.get("RANK", "0")
-spoil = tuple(json.loads(os.environ.get("SPOIL", "[-1, -1]")))  # step, rank
-make_step = loop_module.optimiser_step
+def rank_of_a_job(config: TrainConfig, run: Path, spoil: tuple[int, int]) -> None:
+    """What each process of a job does; it notes its number, its steps, and how it ended."""
+    rank, note = int(os.environ.get("RANK", "0")), Path(f"{run}.rank")
+    make_step = loop_module.optimiser_step
+    note.with_suffix(f".{rank}").write_text(str(os.getpid()))
 
-def spoiled(loop, group):
-    if (loop.state.step, loop.ranks.rank) == spoil:
-        loop.state.model.head.register_forward_hook(lambda *a: a[-1] * float("nan"))
-    make_step(loop, group)
-    if rank == "0":
-        with open(sys.argv[2] + ".steps", "a") as file:
-            file.write(f"{loop.state.step}\\\\n")
+    def optimiser_step(loop: Any, group: Any) -> None:
+        if (loop.state.step, loop.ranks.rank) == spoil:
+            loop.state.model.head.register_forward_hook(lambda *a: a[-1] * float("nan"))
+        make_step(loop, group)
+        with open(f"{run}.steps.{rank}", "a") as file:
+            file.write(f"{loop.state.step}\n")
 
-loop_module.optimiser_step = spoiled
-config = from_dict(TrainConfig, json.loads(sys.argv[1]))
-print("rank", rank, "is process", os.getpid(), flush=True)
-try:
-    trainer.train(config, sys.argv[2], resume=True)
-except NonFiniteLossError as error:
-    print("rank", rank, error, flush=True)
-    sys.exit(3)
-except SystemExit as stop:
-    print("rank", rank, "ends with", stop.code, flush=True)
-    raise
-"""
+    loop_module.optimiser_step = optimiser_step
+    try:
+        train(config, run, resume=True)
+    except NonFiniteLossError as error:
+        note.with_suffix(f".{rank}").write_text(str(error))
+        sys.exit(3)
+    except SystemExit as stop:
+        note.with_suffix(f".{rank}").write_text(f"ends with {stop.code}")
+        raise
 
 
 def start(
-    config: TrainConfig, output: Path, *, ranks: int = 1, **environment: str
-) -> subprocess.Popen[str]:
-    """A training process, or two under torchrun."""
-    script = output.with_suffix(".py")
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.Popen(
-        [
-            *(sys.executable, *(launcher if ranks > 1 else ()), str(script)),
-            *(json.dumps(to_dict(config)), str(output)),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "V2M_BACKEND": "eager", **environment},
-    )
+    config: TrainConfig, run: Path, *, ranks: int = 1, spoil: tuple[int, int] = (-1, -1)
+) -> BaseProcess:
+    """A job in processes of its own: one, or several under torchrun's launcher. They are forked,
+    which spares them the imports."""
+    work = partial(rank_of_a_job, config, run, spoil)
+    if ranks > 1:
+        launch = LaunchConfig(
+            *(1, 1, ranks),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=run.name,
+            start_method="fork",
+            max_restarts=0,
+            monitor_interval=0.1,
+        )
+        work = partial(elastic_launch(launch, rank_of_a_job), config, run, spoil)
+    process = get_context("fork").Process(target=work)
+    process.start()
+    return process
 
 
-def wait_for_steps(process: subprocess.Popen[str], run: Path, count: int) -> None:
-    log, deadline = Path(f"{run}.steps"), time.monotonic() + 120
+def wait_for_steps(process: BaseProcess, run: Path, count: int) -> None:
+    log, deadline = Path(f"{run}.steps.0"), time.monotonic() + 120
     while not log.exists() or len(log.read_text().split()) < count:
-        assert process.poll() is None, "it ended before it was to be stopped"
+        assert process.is_alive(), "it ended before it was to be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -174,17 +170,15 @@ def test_killed_fifty_times_at_any_moment(tmp_path: Path, config: TrainConfig) -
     run, kills, resumed = tmp_path / "run", 0, 0
     while kills < 50:
         process = start(long, run)
-        assert process.stdout is not None
-        process.stdout.readline()
         time.sleep(generator.uniform(0.0, 0.8))
-        assert process.poll() is None, "too short a run to kill it fifty times"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.is_alive(), "too short a run to kill it fifty times"
+        process.kill()
+        process.join()
         kills += 1
         if (run / "train_config.json").exists():
             resumed += RunDirectory(run).store.newest(pytest.fail) is not None
-    assert start(long, run).wait(timeout=300) == 0
-    assert start(long, tmp_path / "whole").wait(timeout=300) == 0
+    for name in ("run", "whole"):
+        assert in_a_process(partial(train, long, tmp_path / name, resume=True)) == 0
     assert_same_run(run, tmp_path / "whole")
     assert resumed >= 25, f"only {resumed} of {kills} kills came after a checkpoint"
 
@@ -202,16 +196,16 @@ def test_terminated_in_time_with_everything_saved(
     long = apply_overrides(config, ["schedule.epochs=4000", "data.workers=1"])
     process = start(long, run, ranks=ranks)
     wait_for_steps(process, run, random.Random(case).randrange(1, 60))
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     began = time.monotonic()
-    output, _ = process.communicate(timeout=30)
+    process.join(timeout=30)
     print(f"ended after {time.monotonic() - began:.1f} s")
-    assert process.returncode == (143 if ranks == 1 else 1)
+    assert process.exitcode == (143 if ranks == 1 else 1)
     for rank in range(ranks):
-        assert f"rank {rank} ends with 143" in output
-    newest = RunDirectory(run).store.newest(pytest.fail)
-    last = Path(f"{run}.steps").read_text().split()[-1]
-    assert newest.name == f"step-{int(last):08d}"
+        assert Path(f"{run}.{rank}").read_text() == "ends with 143"
+        last = Path(f"{run}.steps.{rank}").read_text().split()[-1]
+        newest = RunDirectory(run).store.newest(pytest.fail)
+        assert newest.name == f"step-{int(last):08d}"
 
 
 # T4
@@ -248,12 +242,11 @@ def test_a_real_disk_that_is_full(
 
 
 def assert_all_ranks_stop(config: TrainConfig, run: Path, step: int, rank: int) -> None:
-    process = start(config, run, ranks=2, SPOIL=json.dumps([step, rank]))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    process = start(config, run, ranks=2, spoil=(step, rank))
+    process.join(timeout=120)
+    assert process.exitcode == 1
     for each in (0, 1):
-        message = next(x for x in output.splitlines() if x.startswith(f"rank {each} the loss"))
-        assert f"not finite at step {step} " in message
+        assert f"not finite at step {step} " in Path(f"{run}.{each}").read_text()
     kept = load_file(run / "non_finite" / "training_state.safetensors")
     assert all(value.isfinite().all() for key, value in kept.items() if "model/" in key)
 
@@ -334,16 +327,25 @@ def test_every_image_is_seen_once_killed_anywhere(
 # T9
 
 
-def processes_with(marker: str) -> list[int]:
-    """Processes, other than this one, that have the marker in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+def descendants(pid: int) -> set[int]:
+    """The processes that a process started, and those that they started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if marker.encode() in path.read_bytes() and path.parent.name != str(os.getpid()):
-                found.append(int(path.parent.name))
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
         except OSError:  # gone by now
             continue
+    found, new = set(), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
     return found
+
+
+def alive(processes: set[int]) -> set[int]:
+    """Those that run; one that nobody waited for is dead all the same."""
+    states = {p: Path(f"/proc/{p}/stat") for p in processes if Path(f"/proc/{p}/stat").exists()}
+    return {p for p, s in states.items() if s.read_text().rpartition(")")[2].split()[0] != "Z"}
 
 
 @pytest.mark.slow
@@ -353,7 +355,6 @@ def test_a_killed_rank_ends_the_job_and_leaves_no_orphan(
     tmp_path: Path, config: TrainConfig, case: int
 ) -> None:
     run, generator = tmp_path / "run", random.Random(case)
-    marker = f"JOB_OF_THIS_TEST={tmp_path}"
     long = apply_overrides(
         config,
         [
@@ -361,17 +362,17 @@ def test_a_killed_rank_ends_the_job_and_leaves_no_orphan(
             f"run.parallel={generator.choice(['ddp', 'fsdp'])}",
         ],
     )
-    process = start(long, run, ranks=2, JOB_OF_THIS_TEST=str(tmp_path))
+    process = start(long, run, ranks=2)
     wait_for_steps(process, run, generator.randrange(1, 40))
-    lines = [process.stdout.readline().split() for _ in range(2)]
-    ranks = {int(words[1]): int(words[-1]) for words in lines}
-    os.kill(ranks[case % 2], signal.SIGKILL)
+    family = descendants(process.pid)
+    assert len(family) >= 6, "two ranks with two loader processes each"
+    os.kill(int(Path(f"{run}.{case % 2}").read_text()), signal.SIGKILL)
     began = time.monotonic()
-    process.communicate(timeout=60)
+    process.join(timeout=60)
     ended = time.monotonic() - began
-    assert process.returncode != 0
-    while processes_with(marker) and time.monotonic() - began < 60:
+    assert process.exitcode == 1
+    while alive(family) and time.monotonic() - began < 60:
         time.sleep(0.1)  # loader processes look after their parent every few seconds
     print(f"the job ended after {ended:.1f} s, the last process {time.monotonic() - began:.1f} s")
-    assert processes_with(marker) == []
+    assert not alive(family)
     RunDirectory(run).store.newest(pytest.fail)  # which a damaged checkpoint calls
