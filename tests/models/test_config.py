@@ -61,6 +61,13 @@ def test_unknown_models_get_the_nearest_name():
         v2m.create_model("v2m_tiny_patch16")
 
 
+def test_what_create_model_is_asked_for():
+    with pytest.raises(InputError, match="`name` must be the name of a model; got 5"):
+        v2m.create_model(5)
+    with pytest.raises(InputError, match="`out_indices` chooses feature maps: pass features_only"):
+        v2m.create_model("v2m_nano_patch4_28", out_indices=(0, 1))
+
+
 def test_configurations_are_frozen_and_by_keyword():
     config = PlainConfig()
     with pytest.raises(AttributeError):

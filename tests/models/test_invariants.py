@@ -152,8 +152,10 @@ def test_wrong_images_are_named(name):
     cases = [
         (torch.zeros(2, channels + 1, side, side), f"Pass in_chans={channels + 1} to the model"),
         (torch.zeros(channels, side, side), f"must be floating point, (B, {channels}, H, W)"),
-        (torch.zeros(2, channels, side, side, dtype=torch.uint8), "of torch.uint8"),
-        (torch.zeros(5, 5), f"`images` must be (B, {channels}, H, W); got (5, 5)."),
+        (torch.zeros(channels, side, side), "One image goes in as image.unsqueeze(0)."),
+        (torch.zeros(2, channels, side, side, dtype=torch.uint8), "of torch.uint8. Scale them to"),
+        (torch.zeros(5, 5), f"(B, {channels}, H, W); got (5, 5) of torch.float32. One image"),
+        ([1, 2], f"`images` must be a torch.Tensor, (B, {channels}, H, W); got list."),
     ]
     for images, message in cases:
         with pytest.raises(InputError, match=re.escape(message)):

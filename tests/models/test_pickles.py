@@ -8,7 +8,9 @@ import argparse
 import importlib
 import io
 import pickle
+import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,6 +187,29 @@ def test_a_whole_pickled_model_is_refused(folder):
     torch.save(torch.nn.Linear(2, 2), folder / "model.pt")
     with pytest.raises(InputError, match=r"torch\.nn\.modules\.linear\.Linear"):
         v2m.from_checkpoint(folder / "model.pt")
+
+
+def test_the_message_names_what_was_asked_for_and_no_way_around(folder):
+    torch.save({"model": {}, "out": Path("runs")}, folder / "x.pth")
+    plain_pickle({"a": 1, "b": Call("os", "system", (SHELL,))}, folder / "y.pth")
+    (folder / "z.pth").write_bytes(pickle.dumps(torch.zeros(2), protocol=4))
+    for name, reason in (("x", r"It asks for pathlib\.\w+\."), ("y", r"It asks for \w+\.system\.")):
+        with pytest.raises(InputError, match=rf"\({reason}\)$"):
+            v2m.from_checkpoint(folder / f"{name}.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError) as error:
+            v2m.from_checkpoint(folder / "z.pth")
+    assert "weights_only" not in str(error.value)
+
+
+def test_files_that_are_no_pickle(folder):
+    (folder / "empty.pth").touch()
+    with pytest.raises(InputError, match=r"empty\.pth is empty: copy or download it again\."):
+        v2m.from_checkpoint(folder / "empty.pth")
+    (folder / "text.pth").write_text("hello")
+    with pytest.raises(InputError, match=r"text\.pth is damaged, or no file of torch\.save"):
+        v2m.from_checkpoint(folder / "text.pth")
 
 
 def test_namespaces_are_allowed_but_carry_nothing(folder):

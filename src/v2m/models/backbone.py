@@ -86,14 +86,22 @@ class Backbone(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         channels = self.config.in_chans
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"`images` must be a torch.Tensor, (B, {channels}, H, W);"
+                f" got {type(images).__name__}."
+            )
         if images.dim() == 4 and images.shape[1] == channels and images.is_floating_point():
             return
-        if images.dim() < 3:
-            raise InputError(f"`images` must be (B, {channels}, H, W); got {tuple(images.shape)}.")
+        if images.dim() != 4:
+            advice = "One image goes in as image.unsqueeze(0)."
+        elif images.shape[1] != channels:
+            advice = f"Pass in_chans={images.shape[1]} to the model for another number of channels."
+        else:
+            advice = "Scale them to floats first: images.float() / 255, then mean and deviation."
         raise InputError(
             f"`images` must be floating point, (B, {channels}, H, W); got {tuple(images.shape)} of"
-            f" {images.dtype}. Pass in_chans={images.shape[-3]} to the model for another number of"
-            " channels."
+            f" {images.dtype}. {advice}"
         )
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import argparse
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,17 @@ import torch
 from v2m.errors import InputError
 
 __all__ = ["load_pickle"]
+
+_DAMAGED = (
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    UnicodeError,
+)
 
 
 def load_pickle(path: Path) -> Any:
@@ -20,23 +33,32 @@ def load_pickle(path: Path) -> Any:
     Raises:
         InputError: the file asks for any other class or function, or is damaged.
     """
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: copy or download it again.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the protocol, which is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} was not loaded: it is damaged, or a pickle that asks for more than tensors and"
             " plain containers, and such a file can run code. Convert it to safetensors where you"
-            f" trust it. ({_first_sentence(error)})"
+            f" trust it. ({_reason(error)})"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (OSError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InputError(f"{path} is not a readable checkpoint: {first}.") from error
+    except _DAMAGED as error:
         raise InputError(
-            f"{path} is not a readable checkpoint: {_first_sentence(error)}."
+            f"{path} is damaged, or no file of torch.save: reading it ended in"
+            f" {type(error).__name__} ({error})."
         ) from error
-    except (AttributeError, TypeError, AssertionError, UnicodeError) as error:
-        raise InputError(f"{path} is damaged: {_first_sentence(error)}.") from error
 
 
-def _first_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else repr(error))
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What was refused, without torch's advice on how to load it nevertheless."""
+    text = str(error)
+    if asked_for := re.search(r"GLOBAL (\S+)", text):
+        return f"It asks for {asked_for[1]}."
+    lines = text.partition("WeightsUnpickler error:")[2].split("\n")
+    return next((f"{line.strip()}." for line in lines if line.strip()), "Its content is no pickle.")

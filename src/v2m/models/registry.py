@@ -124,6 +124,8 @@ def create_model(name: str, pretrained: bool = False, **keywords: Any) -> nn.Mod
         InputError: unknown name or keyword, a value that does not fit, or weights that do not
             exist.
     """
+    if not isinstance(name, str):
+        raise InputError(f"`name` must be the name of a model; got {name!r}.")
     if name not in MODELS and not timm.is_model(name) and ":" not in name:
         near = get_close_matches(name, MODELS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -134,4 +136,6 @@ def create_model(name: str, pretrained: bool = False, **keywords: Any) -> nn.Mod
             " ever published, and Vim's and VMamba's are files of their authors. Train with `v2m"
             " train`, or load a file with v2m.from_checkpoint."
         )
+    if "out_indices" in keywords and not keywords.get("features_only"):
+        raise InputError("`out_indices` chooses feature maps: pass features_only=True with it.")
     return timm.create_model(name, pretrained=pretrained, **keywords)
