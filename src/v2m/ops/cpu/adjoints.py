@@ -7,9 +7,9 @@ import math
 from numba import float32
 
 from . import layout as at
-from .functions import ZERO, device, load_token, sigmoid
+from .functions import ZERO, device, load_token
 from .layout import FLOAT, TOKENS_AT_ONCE, VECTOR
-from .lines import locate, scale_of, slot, weights_at
+from .lines import locate, scale_of, slot, store_four, weights_at
 from .vector import LANES, broadcast, fma, load, splat, store
 
 __all__ = ["deconvolve", "gate_gradients", "project_back", "time_step_gradients"]
@@ -28,42 +28,39 @@ def _add_product(address, a, b):
 
 
 @device
-def gate_gradients(job, sweep, line, e, g, z_slope):
-    """g, the gradient before the gate, and the factor from the value there to the gradient of z."""
-    channels, bfloat16 = slot(job, at.CHANNELS), slot(job, at.BFLOAT16)
+def gate_gradients(job, sweep, line, e, g, d_out):
+    """g, the gradient before the gate, and `d_out`, the one after it."""
+    channels, gate = slot(job, at.CHANNELS), slot(job, at.GATE)
     token, step = locate(job, sweep, line, False)
     out_token, out_step = locate(job, sweep, line, True)
-    z, pitch, scale = slot(job, at.Z), slot(job, at.Z_PITCH), splat(scale_of(job))
-    one = splat(float32(1))
+    scale = splat(scale_of(job))
     for t in range(slot(sweep, at.LENGTH)):
         index = (out_token + out_step * t) * channels + e
         gradient = load(slot(sweep, at.D_OUT) + FLOAT * index) * scale
-        if z:
-            gate = load_token(z, (token + step * t) * pitch + e, bfloat16)
-            s = sigmoid(gate)
-            store(z_slope + VECTOR * t, gradient * (s * fma(gate, one - s, one)))
-            gradient = gradient * (gate * s)
+        if gate:
+            store(d_out + VECTOR * t, gradient)
+            gradient = gradient * load(gate + FLOAT * ((token + step * t) * channels + e))
         store(g + VECTOR * t, gradient)
 
 
 @device
 def time_step_gradients(
-    job, sweep, line, e, u, du, rows, dt, dt_slope, g, z_slope, y, dx, ddt, row_sums, sums
+    job, sweep, line, e, u, du, rows, dt, dt_slope, g, d_out, y, dx, ddt, row_sums, sums
 ):
-    """From the recurrence's gradients to those of z, u, D, dt and dt_proj; for one vector."""
+    """From the recurrence's gradients to those of gate, u, D, dt and dt_proj; for one vector."""
     channels, columns = slot(job, at.CHANNELS), slot(job, at.COLUMNS)
     rank, padded = slot(job, at.RANK), slot(job, at.PADDED_COLUMNS)
     token, step = locate(job, sweep, line, False)
     _, _, _, dt_proj, dt_bias, _, skip = weights_at(job)
     skip_weight = load(slot(job, at.WEIGHTS) + skip + FLOAT * e)
     d_skip, d_bias = splat(ZERO), splat(ZERO)
-    d_z, d_dt, add = slot(job, at.D_Z), slot(job, at.D_DT), slot(sweep, at.ADD_Z)
+    d_gate, d_dt, add = slot(job, at.D_GATE), slot(job, at.D_DT), slot(sweep, at.ADD_GATE)
     for t in range(slot(sweep, at.LENGTH)):
         at_t, index = VECTOR * t, FLOAT * ((token + step * t) * channels + e)
         value, gradient = load(u + FLOAT * (t * channels + e)), load(g + at_t)
-        if d_z:
-            gate = fma(skip_weight, value, load(y + at_t)) * load(z_slope + at_t)
-            store(d_z + index, gate + load(d_z + index) if add else gate)
+        if d_gate:
+            change = fma(skip_weight, value, load(y + at_t)) * load(d_out + at_t)
+            store(d_gate + index, change + load(d_gate + index) if add else change)
         d_skip = fma(gradient, value, d_skip)
         through = load(dx + at_t)
         store(
@@ -95,20 +92,29 @@ def project_back(job, length, u, du, d_rows, sums):
     for e in range(0, channels, LANES):
         weight = slot(job, at.WEIGHTS) + x_proj + FLOAT * e
         for t in range(0, length, TOKENS_AT_ONCE):
-            out, numbers = du + row * t + FLOAT * e, d_rows + d_row * t
-            g0, g1 = load(out), load(out + row)
-            g2, g3 = load(out + 2 * row), load(out + 3 * row)
-            for k in range(columns):
-                w = load(weight + row * k)
-                g0 = fma(broadcast(numbers + FLOAT * k), w, g0)
-                g1 = fma(broadcast(numbers + d_row + FLOAT * k), w, g1)
-                g2 = fma(broadcast(numbers + 2 * d_row + FLOAT * k), w, g2)
-                g3 = fma(broadcast(numbers + 3 * d_row + FLOAT * k), w, g3)
-            store(out, g0)
-            store(out + row, g1)
-            store(out + 2 * row, g2)
-            store(out + 3 * row, g3)
+            _project_back_tokens(weight, du + row * t + FLOAT * e, row, d_rows + d_row * t, columns)
         _project_back_weight(length, columns, u + FLOAT * e, row, d_rows, sums + x_proj + FLOAT * e)
+
+
+@device
+def _project_back_tokens(weight, out, row, numbers, columns):
+    """du += d_rows @ x_proj for one vector of channels of `TOKENS_AT_ONCE` tokens."""
+    d_row, half, d_half = FLOAT * columns, out + 4 * row, numbers + 4 * FLOAT * columns
+    g0, g1, g2, g3 = load(out), load(out + row), load(out + 2 * row), load(out + 3 * row)
+    g4, g5, g6, g7 = load(half), load(half + row), load(half + 2 * row), load(half + 3 * row)
+    for _ in range(columns):
+        w = load(weight)
+        g0, g1 = fma(broadcast(numbers), w, g0), fma(broadcast(numbers + d_row), w, g1)
+        g2 = fma(broadcast(numbers + 2 * d_row), w, g2)
+        g3 = fma(broadcast(numbers + 3 * d_row), w, g3)
+        g4, g5 = fma(broadcast(d_half), w, g4), fma(broadcast(d_half + d_row), w, g5)
+        g6 = fma(broadcast(d_half + 2 * d_row), w, g6)
+        g7 = fma(broadcast(d_half + 3 * d_row), w, g7)
+        weight += row
+        numbers += FLOAT
+        d_half += FLOAT
+    store_four(out, row, g0, g1, g2, g3)
+    store_four(half, row, g4, g5, g6, g7)
 
 
 @device
@@ -143,31 +149,65 @@ def deconvolve(job, sweep, token, step, slope, du, sums):
 
     The gradients of the source, of the taps and of the bias.
     """
-    channels, width = slot(job, at.CHANNELS), slot(job, at.WIDTH)
-    source, pitch = slot(sweep, at.SOURCE), slot(sweep, at.SOURCE_PITCH)
-    bfloat16, length = slot(job, at.BFLOAT16), slot(sweep, at.LENGTH)
-    target, add = slot(sweep, at.D_SOURCE), slot(sweep, at.ADD_SOURCE)
+    channels, length = slot(job, at.CHANNELS), slot(sweep, at.LENGTH)
     row = FLOAT * channels
     for e in range(0, channels, LANES):
-        taps, d_taps, line = slot(job, at.WEIGHTS) + FLOAT * e, sums + FLOAT * e, du + FLOAT * e
-        bias = splat(ZERO)
+        bias, line = splat(ZERO), du + FLOAT * e
         for t in range(length):
             change = load(line + row * t) * load(slope + row * t + FLOAT * e)
             store(line + row * t, change)
             bias = bias + change
-        _add(d_taps + row * width, bias)
-        for tap in range(width):
+        _add(sums + row * slot(job, at.WIDTH) + FLOAT * e, bias)
+        if slot(job, at.WIDTH) == 4:
+            _deconvolve_four(job, sweep, token, step, line, e, sums + FLOAT * e)
+        else:
+            _deconvolve_any(job, sweep, token, step, line, e, sums + FLOAT * e)
+
+
+@device
+def _deconvolve_four(job, sweep, token, step, line, e, d_taps):
+    """Four taps of one vector of channels, from the last step to the first."""
+    channels, bfloat16 = slot(job, at.CHANNELS), slot(job, at.BFLOAT16)
+    source, pitch = slot(sweep, at.SOURCE), slot(sweep, at.SOURCE_PITCH)
+    target, add = slot(sweep, at.D_SOURCE), slot(sweep, at.ADD_SOURCE)
+    row = FLOAT * channels
+    taps = slot(job, at.WEIGHTS) + FLOAT * e
+    w0, w1, w2, w3 = load(taps), load(taps + row), load(taps + 2 * row), load(taps + 3 * row)
+    d0 = d1 = d2 = d3 = c1 = c2 = c3 = splat(ZERO)
+    for t in range(slot(sweep, at.LENGTH) - 1, -1, -1):
+        c0, at_t = load(line + row * t), token + step * t
+        x = load_token(source, at_t * pitch + e, bfloat16)
+        d0, d1, d2, d3 = fma(c3, x, d0), fma(c2, x, d1), fma(c1, x, d2), fma(c0, x, d3)
+        change = fma(c3, w0, fma(c2, w1, fma(c1, w2, c0 * w3)))
+        out = target + FLOAT * (at_t * channels + e)
+        store(out, change + load(out) if add else change)
+        c3, c2, c1 = c2, c1, c0
+    _add(d_taps, d0)
+    _add(d_taps + row, d1)
+    _add(d_taps + 2 * row, d2)
+    _add(d_taps + 3 * row, d3)
+
+
+@device
+def _deconvolve_any(job, sweep, token, step, line, e, d_taps):
+    """Any number of taps of one vector of channels."""
+    channels, width = slot(job, at.CHANNELS), slot(job, at.WIDTH)
+    source, pitch = slot(sweep, at.SOURCE), slot(sweep, at.SOURCE_PITCH)
+    bfloat16, length = slot(job, at.BFLOAT16), slot(sweep, at.LENGTH)
+    target, add = slot(sweep, at.D_SOURCE), slot(sweep, at.ADD_SOURCE)
+    taps, row = slot(job, at.WEIGHTS) + FLOAT * e, FLOAT * channels
+    for tap in range(width):
+        back = width - 1 - tap
+        change = splat(ZERO)
+        for t in range(back, length):
+            index = (token + step * (t - back)) * pitch + e
+            value = load_token(source, index, bfloat16)
+            change = fma(load(line + row * t), value, change)
+        _add(d_taps + row * tap, change)
+    for t in range(length):
+        change = splat(ZERO)
+        for tap in range(max(0, width - length + t), width):
             back = width - 1 - tap
-            change = splat(ZERO)
-            for t in range(back, length):
-                index = (token + step * (t - back)) * pitch + e
-                value = load_token(source, index, bfloat16)
-                change = fma(load(line + row * t), value, change)
-            _add(d_taps + row * tap, change)
-        for t in range(length):
-            change = splat(ZERO)
-            for tap in range(max(0, width - length + t), width):
-                back = width - 1 - tap
-                change = fma(load(taps + row * tap), load(line + row * (t + back)), change)
-            index = FLOAT * ((token + step * t) * channels + e)
-            store(target + index, change + load(target + index) if add else change)
+            change = fma(load(taps + row * tap), load(line + row * (t + back)), change)
+        index = FLOAT * ((token + step * t) * channels + e)
+        store(target + index, change + load(target + index) if add else change)

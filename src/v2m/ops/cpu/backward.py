@@ -18,6 +18,7 @@ from .lines import (
     first_restart,
     later_restart,
     locate,
+    prefetch_line,
     project,
     slot,
     time_steps,
@@ -29,7 +30,7 @@ from .vector import LANES, atomic_increment, load, store, store_float, total
 
 __all__ = ["backward_kernel", "backward_scratch"]
 
-LINE_VECTORS = 8  # dt, x, dt's slope, g, gate's slope, y, dx, d dt: a vector a step each
+LINE_VECTORS = 8  # dt, x, dt's slope, g, d out, y, dx, d dt: a vector a step each
 
 
 def backward_scratch(length: int, channels: int, columns: int, padded_columns: int) -> int:
@@ -67,6 +68,8 @@ def _work(job):
         group, part = task // splits, task % splits
         sums = slot(job, at.GRADIENTS) + size * group
         for line in range(lines * group // groups, lines * (group + 1) // groups):
+            for index in range(slot(job, at.SWEEP_COUNT)):
+                prefetch_line(job, slot(job, at.SWEEPS) + 8 * at.SWEEP_SLOTS * index, line + 1)
             for index in range(slot(job, at.SWEEP_COUNT)):
                 sweep = slot(job, at.SWEEPS) + 8 * at.SWEEP_SLOTS * index
                 _line(job, sweep, line, part, sums, scratch)
@@ -121,10 +124,10 @@ def _channels(job, sweep, line, e, u, du, rows, row, row_sums, sums, vectors):
     token, step = locate(job, sweep, line, False)
     size = VECTOR * ((length + TOKENS_AT_ONCE - 1) // TOKENS_AT_ONCE * TOKENS_AT_ONCE)
     dt, x, dt_slope, g = vectors, vectors + size, vectors + 2 * size, vectors + 3 * size
-    z_slope, y, dx, ddt = g + size, g + 2 * size, g + 3 * size, g + 4 * size
+    d_out, y, dx, ddt = g + size, g + 2 * size, g + 3 * size, g + 4 * size
     saved = g + 5 * size
     time_steps(job, token, step, 0, length, e, u, rows, dt, x, dt_slope)
-    gate_gradients(job, sweep, line, e, g, z_slope)
+    gate_gradients(job, sweep, line, e, g, d_out)
     zero(y, length)
     zero(dx, length)
     zero(ddt, length)
@@ -132,7 +135,7 @@ def _channels(job, sweep, line, e, u, du, rows, row, row_sums, sums, vectors):
     while n < states:
         n += _states(job, sweep, n, e, dt, x, g, y, dx, ddt, rows, row, row_sums, sums, saved)
     time_step_gradients(
-        job, sweep, line, e, u, du, rows, dt, dt_slope, g, z_slope, y, dx, ddt, row_sums, sums
+        job, sweep, line, e, u, du, rows, dt, dt_slope, g, d_out, y, dx, ddt, row_sums, sums
     )
 
 

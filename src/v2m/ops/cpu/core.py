@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,18 +11,16 @@ from . import layout as at
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
 from .jobs import (
-    GROUPS,
     Job,
-    decay_rates,
+    gate_gradient,
+    gate_of,
     grid,
-    pack,
+    group_count,
     pad,
-    padded_size,
     run,
     sweep_row,
-    token_pitch,
-    unpack,
 )
+from .packing import pack_columns, pack_pass, padded_size, unpack_pass
 
 __all__ = ["core_backward", "core_forward"]
 
@@ -38,25 +37,20 @@ def core_forward(
     The gated results of the F distinct first sweeps, for the backward.
     """
     dtype, channels = u.dtype, u.shape[3]
-    u, z = grid(u), grid(z)
-    y1 = first_forward(u, z, first, distinct_sweeps(directions))
-    y = second_forward(y1, z, second, directions)
+    u, gate = grid(u), gate_of(z)
+    y1 = first_forward(u, gate, first, distinct_sweeps(directions))
+    y = second_forward(y1, gate, second, directions)
     return y[..., :channels].to(dtype).contiguous(), y1[..., :channels].to(dtype).contiguous()
 
 
-def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
+def pass_job(weights: PassWeights, u: Tensor, gate: Tensor, is_first: bool) -> Job:
     """What every launch of a pass has in common.
 
     U: (B, H, W, E), only its shape and dtype are used.
     """
     batch, height, width, channels = u.shape
-    taps = weights.conv_weight.shape[1]
     rank, states = weights.dt_proj.shape[1], weights.A_log.shape[1]
-    columns = weights.x_proj.shape[0]
-    x_proj = weights.x_proj.detach().float()
-    transposed = x_proj.new_zeros(channels, padded_size(columns))
-    transposed[: x_proj.shape[1], :columns] = x_proj.t()
-    packed = pack(packed_parts(weights))
+    columns, packed = weights.x_proj.shape[0], pack_pass(weights)
     return Job(
         SPLITS=1,
         IMAGES=batch,
@@ -68,31 +62,14 @@ def pass_job(weights: PassWeights, u: Tensor, z: Tensor, is_first: bool) -> Job:
         PADDED_COLUMNS=padded_size(columns),
         B_COLUMN=rank if is_first else -1,
         C_COLUMN=-1 if is_first else rank,
-        WIDTH=taps,
+        WIDTH=weights.conv_weight.shape[1],
         SOFTPLUS=True,
         BFLOAT16=u.dtype == torch.bfloat16,
         WEIGHTS=packed,
-        WEIGHT_SIZE=packed.numel(),
-        X_PROJ=transposed,
-        Z=z,
-        Z_PITCH=token_pitch(z),
+        WEIGHT_SIZE=packed.size,
+        X_PROJ=pack_columns(weights.x_proj),
+        GATE=gate,
     )
-
-
-def packed_parts(weights: PassWeights) -> list[Tensor]:
-    """The parameters as the kernels read them:
-
-    Channels last, A_log as decay rates of powers of two.
-    """
-    return [
-        weights.conv_weight.t(),
-        weights.conv_bias,
-        weights.x_proj,
-        weights.dt_proj.t(),
-        weights.dt_bias,
-        decay_rates(-weights.A_log.detach().float().exp()),
-        weights.D,
-    ]
 
 
 def line_count(shape, axis: int) -> int:
@@ -100,9 +77,11 @@ def line_count(shape, axis: int) -> int:
     return shape[0] * shape[3 - axis]
 
 
-def first_forward(u: Tensor, z: Tensor, weights: PassWeights, sweeps: tuple[Sweep, ...]) -> Tensor:
+def first_forward(
+    u: Tensor, gate: Tensor, weights: PassWeights, sweeps: tuple[Sweep, ...]
+) -> Tensor:
     """y1 (F, B, H, W, E) in the dtype of u."""
-    job = pass_job(weights, u, z, is_first=True)
+    job = pass_job(weights, u, gate, is_first=True)
     y1 = torch.empty(len(sweeps), *u.shape, dtype=u.dtype)
     rows = [sweep_row(u.shape, u, *sweep, OUT=out.data_ptr()) for sweep, out in zip(sweeps, y1)]
     lines = max(line_count(u.shape, sweep.axis) for sweep in sweeps)
@@ -113,13 +92,13 @@ def first_forward(u: Tensor, z: Tensor, weights: PassWeights, sweeps: tuple[Swee
 
 
 def second_forward(
-    y1: Tensor, z: Tensor, weights: PassWeights, directions: tuple[Direction, ...]
+    y1: Tensor, gate: Tensor, weights: PassWeights, directions: tuple[Direction, ...]
 ) -> Tensor:
     """2 / K times the sum over the directions, mirrored, (B, H, W, E) in fp32."""
     shape = y1.shape[1:]
     sources = dict(zip(distinct_sweeps(directions), y1))
     y = torch.empty(shape, dtype=torch.float32)
-    job = pass_job(weights, y1[0], z, is_first=False)
+    job = pass_job(weights, y1[0], gate, is_first=False)
     job.set_float("SCALE", 2 / len(directions))
     groups: dict[tuple, list] = {}
     for index, direction in enumerate(directions):
@@ -155,14 +134,14 @@ def core_backward(
 ) -> tuple[Tensor, Tensor, PassWeights, PassWeights]:
     """Gradients of u and z, (B, H, W, E), and of the parameters of both passes, in their dtypes."""
     dtype, channels = u.dtype, u.shape[3]
-    u, z, dy = grid(u), grid(z), pad(dy.detach().float()).contiguous()
+    u, gate, dy = grid(u), gate_of(z), pad(dy.detach().float()).contiguous()
     y1 = torch.stack([grid(part) for part in y1]) if needs_conversion(y1, u) else y1.detach()
-    du, dz = torch.empty_like(dy), torch.empty_like(dy)
+    du, d_gate = torch.empty_like(dy), torch.empty_like(dy)
     dy1 = torch.empty(y1.shape, dtype=torch.float32)
-    d_second = second_backward(dy, y1, z, second, directions, dy1, dz)
-    d_first = first_backward(dy1, u, z, first, distinct_sweeps(directions), du, dz)
-    du, dz = (gradient[..., :channels].to(dtype).contiguous() for gradient in (du, dz))
-    return du, dz, d_first, d_second
+    d_second = second_backward(dy, y1, gate, second, directions, dy1, d_gate)
+    d_first = first_backward(dy1, u, gate, first, distinct_sweeps(directions), du, d_gate)
+    du = du[..., :channels].to(dtype).contiguous()
+    return du, gate_gradient(d_gate, z), d_first, d_second
 
 
 def needs_conversion(y1: Tensor, u: Tensor) -> bool:
@@ -170,13 +149,13 @@ def needs_conversion(y1: Tensor, u: Tensor) -> bool:
     return y1.dtype != u.dtype or y1.shape[1:] != u.shape or not y1.is_contiguous()
 
 
-def second_backward(dy, y1, z, weights, directions, dy1, dz) -> PassWeights:
-    """Fills dy1 (F, B, H, W, E) and dz (B, H, W, E), both fp32;
+def second_backward(dy, y1, gate, weights, directions, dy1, d_gate) -> PassWeights:
+    """Fills dy1 (F, B, H, W, E) and d_gate (B, H, W, E), both fp32;
 
     Returns the parameters' gradients.
     """
-    job = pass_job(weights, y1[0], z, is_first=False)
-    job.set(D_Z=dz)
+    job = pass_job(weights, y1[0], gate, is_first=False)
+    job.set(D_GATE=d_gate)
     job.set_float("SCALE", 2 / len(directions))
     index = {sweep: f for f, sweep in enumerate(distinct_sweeps(directions))}
     rows, written = [], set()
@@ -191,17 +170,17 @@ def second_backward(dy, y1, z, weights, directions, dy1, dz) -> PassWeights:
             MIRROR_LINES=(3 - axis) in direction.mirror,
             D_SOURCE=dy1[f].data_ptr(),
             ADD_SOURCE=f in written,
-            ADD_Z=bool(written),
+            ADD_GATE=bool(written),
         )
         written.add(f)
         rows.append((axis, row))
     return _run_backward(job, weights, y1.shape[1:], rows)
 
 
-def first_backward(dy1, u, z, weights, sweeps, du, dz) -> PassWeights:
-    """Fills du, adds to dz, both (B, H, W, E) in fp32; returns the parameters' gradients."""
-    job = pass_job(weights, u, z, is_first=True)
-    job.set(D_Z=dz)
+def first_backward(dy1, u, gate, weights, sweeps, du, d_gate) -> PassWeights:
+    """Fills du, adds to d_gate, both (B, H, W, E) in fp32; returns the parameters' gradients."""
+    job = pass_job(weights, u, gate, is_first=True)
+    job.set(D_GATE=d_gate)
     job.set_float("SCALE", 1.0)
     rows = []
     for sweep, gradient in sorted(zip(sweeps, dy1), key=lambda pair: pair[0].axis):
@@ -212,7 +191,7 @@ def first_backward(dy1, u, z, weights, sweeps, du, dz) -> PassWeights:
             D_OUT=gradient.data_ptr(),
             D_SOURCE=du.data_ptr(),
             ADD_SOURCE=bool(rows),
-            ADD_Z=True,
+            ADD_GATE=True,
         )
         rows.append((sweep.axis, row))
     return _run_backward(job, weights, u.shape, rows)
@@ -223,20 +202,17 @@ def _run_backward(job: Job, weights: PassWeights, shape, rows: list) -> PassWeig
     sums = []
     for axis in sorted({axis for axis, _ in rows}):
         lines = line_count(shape, axis)
-        groups = min(lines, GROUPS)
-        size = job.get("WEIGHT_SIZE")
-        gradients = torch.zeros(groups, size)
+        groups = group_count(lines)
+        gradients = np.zeros(
+            (groups, job.get("WEIGHT_SIZE") // job.get("CHANNELS"), job.get("CHANNELS")), np.float32
+        )
         job.set(LINES=lines, GROUPS=groups, GRADIENTS=gradients)
         sizes = (job.get(name) for name in ("CHANNELS", "COLUMNS", "PADDED_COLUMNS"))
         scratch = backward_scratch(shape[axis], *sizes)
         sweeps = [row for row_axis, row in rows if row_axis == axis]
         run(backward_kernel, job, sweeps, groups, scratch)
         sums.append(gradients.sum(0))
-    parts = unpack(sum(sums[1:], sums[0]), packed_parts(weights))
-    conv_weight, conv_bias, x_proj, dt_proj, dt_bias, decay, skip = parts
-    A = -weights.A_log.detach().float().exp()
-    like = (conv_weight.t(), conv_bias, x_proj, dt_proj.t(), dt_bias, decay.t() * A, skip)
-    return PassWeights(*(part.to(weight.dtype).contiguous() for part, weight in zip(like, weights)))
+    return unpack_pass(sum(sums[1:], sums[0]), weights)
 
 
 def _scratch(job: Job) -> int:

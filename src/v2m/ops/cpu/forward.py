@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import layout as at
-from .functions import device, load_token, sigmoid, store_token
+from .functions import device, load_token, store_token
 from .layout import CHUNK, FLOAT, VECTOR
 from .lines import (
     channel_range,
@@ -125,20 +125,18 @@ def advance(job, n, steps, dt, x, y, e, state, rows, row, restart, window, saved
 
 @device
 def _finish(job, sweep, line, start, steps, e, u, y):
-    """(y + D u) * silu(z) * scale, stored or added at the place where the result belongs."""
-    channels, bfloat16 = slot(job, at.CHANNELS), slot(job, at.BFLOAT16)
+    """(y + D u) * gate * scale, stored or added at the place where the result belongs."""
+    channels, bfloat16 = slot(job, at.CHANNELS), slot(job, at.OUT_BFLOAT16)
     _, _, _, _, _, _, skip = weights_at(job)
     skip_weight, scale = load(slot(job, at.WEIGHTS) + skip + FLOAT * e), splat(scale_of(job))
     token, step = locate(job, sweep, line, False)
     out_token, out_step = locate(job, sweep, line, True)
-    z, pitch = slot(job, at.Z), slot(job, at.Z_PITCH)
-    out, out_bfloat16 = slot(sweep, at.OUT), slot(job, at.OUT_BFLOAT16)
+    gate, out, add = slot(job, at.GATE), slot(sweep, at.OUT), slot(sweep, at.ADD_OUT)
     for t in range(steps):
         value = fma(skip_weight, load(u + FLOAT * (t * channels + e)), load(y + VECTOR * t)) * scale
-        if z:
-            gate = load_token(z, (token + step * (start + t)) * pitch + e, bfloat16)
-            value = value * (gate * sigmoid(gate))
+        if gate:
+            value = value * load(gate + FLOAT * ((token + step * (start + t)) * channels + e))
         index = (out_token + out_step * (start + t)) * channels + e
-        if slot(sweep, at.ADD_OUT):
-            value = value + load_token(out, index, out_bfloat16)
-        store_token(out, index, value, out_bfloat16)
+        if add:
+            value = value + load_token(out, index, bfloat16)
+        store_token(out, index, value, bfloat16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from numba import float32, njit
 
 from .layout import FLOAT
+from .powers import exp
 from .vector import (
-    exp,
     fma,
     load,
     load_bfloat16,
@@ -14,9 +14,10 @@ from .vector import (
     splat,
     store,
     store_bfloat16,
+    where_negative,
 )
 
-__all__ = ["device", "load_token", "sigmoid", "softplus", "store_token"]
+__all__ = ["device", "load_token", "sigmoid", "softplus", "softplus_and_slope", "store_token"]
 
 device = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
@@ -61,9 +62,28 @@ def sigmoid(x):
 @device
 def softplus(x):
     """log(1 + exp(x)), relatively exact for very negative x as well."""
+    return _softplus(x, _power(x))
+
+
+@device
+def softplus_and_slope(x):
+    """The same, and its derivative sigmoid(x)."""
+    p = _power(x)
+    share = splat(ONE) / (splat(ONE) + p)
+    return _softplus(x, p), where_negative(x, p * share, share)
+
+
+@device
+def _power(x):
+    """exp(-|x|)."""
     zero = splat(ZERO)
-    minus_magnitude = zero - maximum(x, zero - x)
-    p = exp(minus_magnitude)  # log(1 + p) = 2 atanh(p / (2 + p))
+    return exp(zero - maximum(x, zero - x))
+
+
+@device
+def _softplus(x, p):
+    """max(x, 0) + log(1 + p), where log(1 + p) = 2 atanh(p / (2 + p))."""
+    zero = splat(ZERO)
     s = p / (splat(TWO) + p)
     w = s * s
     series = fma(fma(fma(fma(splat(L4), w, splat(L3)), w, splat(L2)), w, splat(L1)), w, splat(L0))

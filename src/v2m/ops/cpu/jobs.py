@@ -15,14 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import layout as at
+from .packing import padded_size
 from .parallel import borrow, launch, thread_count
 from .vector import LANES
 
 __all__ = [
-    "GROUPS",
     "Job",
     "decay_rates",
+    "gate_gradient",
+    "gate_of",
     "grid",
+    "group_count",
     "pack",
     "pad",
     "padded_size",
@@ -32,14 +35,9 @@ __all__ = [
     "unpack",
 ]
 
-GROUPS = 64  # of lines, at most: each sums the weights' gradients on its own
+GROUPS = 64  # at most
 LOG2_E = math.log2(math.e)
 ALIGNMENT = 64  # bytes, of every worker's scratch
-
-
-def padded_size(size: int) -> int:
-    """`size` rounded up to whole vectors."""
-    return -(-size // LANES) * LANES
 
 
 def pad(tensor: Tensor) -> Tensor:
@@ -60,6 +58,17 @@ def grid(tensor: Tensor) -> Tensor:
     return tensor if token_pitch(tensor) else tensor.contiguous()
 
 
+def gate_of(z: Tensor) -> Tensor:
+    """silu(z), (B, H, W, E) in fp32: once for all the sweeps that it closes."""
+    return F.silu(pad(z.detach().float())).contiguous()
+
+
+def gate_gradient(d_gate: Tensor, z: Tensor) -> Tensor:
+    """The gradient of z (B, H, W, E), in its dtype, from that of `gate_of(z)`."""
+    d_gate = d_gate[..., : z.shape[-1]]
+    return torch.ops.aten.silu_backward(d_gate, z.detach().float()).to(z.dtype).contiguous()
+
+
 def token_pitch(grid: Tensor) -> int:
     """Elements from a token to the next in memory, or 0 where tokens are not evenly spaced."""
     _, height, width, channels = grid.shape
@@ -70,6 +79,11 @@ def token_pitch(grid: Tensor) -> int:
         n == 1 or stride == want for n, stride, want in zip(grid.shape, grid.stride(), expected)
     )
     return pitch if even else 0
+
+
+def group_count(lines: int) -> int:
+    """Groups of lines that sum the weights' gradients, each on its own: by shape alone."""
+    return min(lines, max(16, min(lines // 8, GROUPS)))
 
 
 def sweep_row(shape, source: Tensor, axis: int, reverse: bool, window: int | None, **entries: int):
@@ -89,7 +103,7 @@ def sweep_row(shape, source: Tensor, axis: int, reverse: bool, window: int | Non
 class Job:
     """A kernel's arguments.
 
-    `slots` by the names in `layout`; tensors go in as addresses and are kept alive.
+    `slots` by the names in `layout`; tensors and arrays go in as addresses and are kept alive.
     """
 
     def __init__(self, **slots):
@@ -104,6 +118,9 @@ class Job:
             if isinstance(value, Tensor):
                 self.kept.append(value)
                 value = value.data_ptr()
+            elif isinstance(value, np.ndarray):
+                self.kept.append(value)
+                value = value.ctypes.data
             self.table[getattr(at, name)] = value
 
     def get(self, name: str) -> int:

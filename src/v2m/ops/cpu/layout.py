@@ -10,7 +10,7 @@ from .vector import LANES
 
 FLOAT = 4  # bytes of an fp32 number
 VECTOR = FLOAT * LANES  # bytes of a vector
-TOKENS_AT_ONCE = 4  # tokens that share a load of x_proj's weights
+TOKENS_AT_ONCE = 8  # tokens that share a load of x_proj's weights
 CHUNK = 32  # steps of a line that a forward kernel works on at once
 SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
 
@@ -46,15 +46,14 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     X_PROJ,  # x_proj once more, (E, padded columns)
     WEIGHT_SIZE,  # elements of WEIGHTS
     GRADIENTS,  # sums of the groups, (GROUPS, WEIGHT_SIZE)
-    Z,  # 0: no gate
-    Z_PITCH,  # elements from a token of z to the next
-    D_Z,
+    GATE,  # silu(z), fp32, (B, H, W, E); 0: no gate
+    D_GATE,
     DT,  # given dt, (B, H, W, E), where WIDTH is 0
     D_DT,
     ROWS,  # given B and C, (B, H, W, K), where WIDTH is 0
     D_ROWS,  # (SPLITS, B, H, W, K)
     JOB_SLOTS,
-) = range(38)
+) = range(37)
 
 # One sweep.
 (
@@ -73,6 +72,6 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     MIRROR_STEPS,  # the result lies at the position opposite
     ADD_OUT,  # add to what OUT holds
     ADD_SOURCE,
-    ADD_Z,
+    ADD_GATE,
     SWEEP_SLOTS,
 ) = range(17)

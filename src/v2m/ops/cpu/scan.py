@@ -7,7 +7,19 @@ from torch import Tensor
 
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
-from .jobs import GROUPS, Job, decay_rates, grid, pack, pad, run, sweep_row, token_pitch, unpack
+from .jobs import (
+    Job,
+    decay_rates,
+    gate_gradient,
+    gate_of,
+    grid,
+    group_count,
+    pack,
+    pad,
+    run,
+    sweep_row,
+    unpack,
+)
 from .vector import LANES
 
 __all__ = ["scan_backward", "scan_forward"]
@@ -31,8 +43,9 @@ def scan_forward(
 ) -> Tensor:
     """Arguments as in `v2m.ops.selective_scan`; returns (B, H, W, E) in the dtype of u."""
     dtype, channels = u.dtype, u.shape[3]
-    u, dt, z = _grids(u, dt, z)
-    job, lines = _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis)
+    u, dt = _grids(u, dt)
+    gate = None if z is None else gate_of(z)
+    job, lines = _job(u, dt, A, B, C, D, gate, dt_bias, softplus, axis)
     y = torch.empty(u.shape, dtype=u.dtype)
     job.set(SWEEPS_PER_TASK=1, OUT_BFLOAT16=u.dtype == torch.bfloat16)
     row = sweep_row(u.shape, u, axis, reverse, window, OUT=y.data_ptr())
@@ -58,21 +71,25 @@ def scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of u, dt, A, B, C, D, z and dt_bias, in their dtypes; None for what is None."""
     inputs = (u, dt, A, B, C, D, z, dt_bias)
-    u, dt, z = _grids(u, dt, z)
+    u, dt = _grids(u, dt)
+    gate = None if z is None else gate_of(z)
     dy = pad(dy.detach().float()).contiguous()
-    job, lines = _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis)
+    job, lines = _job(u, dt, A, B, C, D, gate, dt_bias, softplus, axis)
     splits, columns = job.get("SPLITS"), job.get("COLUMNS")
-    groups = min(lines, GROUPS)
+    groups = group_count(lines)
     du, ddt = torch.empty_like(dy), torch.empty_like(dy)
-    dz = None if z is None else torch.empty_like(dy)
+    d_gate = None if z is None else torch.empty_like(dy)
     d_rows = torch.empty(splits, *u.shape[:3], columns)
     sums = torch.zeros(groups, job.get("WEIGHT_SIZE"))
-    job.set(GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_Z=0 if dz is None else dz)
+    job.set(
+        GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_GATE=0 if z is None else d_gate
+    )
     row = sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr())
     scratch = backward_scratch(u.shape[axis], u.shape[3], columns, 0)
     run(backward_kernel, job, [row], groups * splits, scratch)
     d_bias, dA, dD = unpack(sums.sum(0)[u.shape[3] :], _parts(A, D, dt_bias)[1:])
     dB, dC = _split_rows(d_rows.sum(0), B, C)
+    dz = None if z is None else gate_gradient(d_gate, z)
     gradients = (du, ddt, dA.t(), dB, dC, dD, dz, d_bias)
     return tuple(
         None if value is None else gradient[..., : value.shape[-1]].to(value.dtype).contiguous()
@@ -80,13 +97,12 @@ def scan_backward(
     )
 
 
-def _grids(u: Tensor, dt: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All in one type, bfloat16 only if all are."""
-    grids = [None if tensor is None else grid(tensor) for tensor in (u, dt, z)]
-    if len({tensor.dtype for tensor in grids if tensor is not None}) > 1:
-        grids = [None if tensor is None else tensor.float() for tensor in grids]
-    u, dt, z = grids
-    return u, dt.contiguous(), z
+def _grids(u: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one type, bfloat16 only if both are."""
+    u, dt = grid(u), grid(dt)
+    if u.dtype != dt.dtype:
+        u, dt = u.float(), dt.float()
+    return u, dt.contiguous()
 
 
 def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
@@ -100,7 +116,7 @@ def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
     ]
 
 
-def _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis) -> tuple[Job, int]:
+def _job(u, dt, A, B, C, D, gate, dt_bias, softplus, axis) -> tuple[Job, int]:
     """What both kernels need, and the number of lines."""
     batch, height, width, channels = u.shape
     states = A.shape[1]
@@ -125,8 +141,7 @@ def _job(u, dt, A, B, C, D, z, dt_bias, softplus, axis) -> tuple[Job, int]:
         BFLOAT16=u.dtype == torch.bfloat16,
         WEIGHTS=weights,
         WEIGHT_SIZE=weights.numel(),
-        Z=0 if z is None else z,
-        Z_PITCH=0 if z is None else token_pitch(z),
+        GATE=0 if gate is None else gate,
         DT=dt,
         ROWS=rows,
     )

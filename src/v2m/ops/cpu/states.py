@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from .functions import ZERO, device
 from .layout import VECTOR
-from .vector import broadcast, exp2, fma, load, splat, store
+from .powers import exp2
+from .vector import broadcast, fma, load, splat, store
 
 __all__ = ["advance_four", "advance_one", "retreat_four", "retreat_one"]
 

@@ -8,13 +8,12 @@ auto-vectoriser, which gives up on loops with as many pointers as a scan has.
 
 from __future__ import annotations
 
-import math
 import operator
 
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.core import typing
+from numba.core import config, typing
 from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -22,43 +21,30 @@ __all__ = [
     "LANES",
     "atomic_increment",
     "broadcast",
-    "exp",
-    "exp2",
     "fma",
     "load",
     "load_bfloat16",
     "load_float",
     "load_int",
     "maximum",
+    "prefetch",
     "splat",
     "store",
     "store_bfloat16",
     "store_float",
     "total",
+    "where_negative",
 ]
 
-LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
+# What NUMBA_CPU_NAME or NUMBA_CPU_FEATURES ask for is some other machine.
+AVX512 = config.CPU_NAME is None and config.CPU_FEATURES is None
+AVX512 = AVX512 and bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+LANES = 16 if AVX512 else 8
 
 FLOAT = ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 SHORTS = ir.VectorType(ir.IntType(16), LANES)
-
-# 2^f on [-1/2, 1/2], least relative error (2.0e-9) among polynomials with 2^0 = 1 exactly. A degree
-# less has 9e-8, no more than rounding, but as a bias that sums over many tokens would show.
-SERIES = (
-    1.0,
-    0.6931471824645996,
-    0.24022647738456726,
-    0.055503323674201965,
-    0.00961843691766262,
-    0.0013398873852565885,
-    0.00015353361959569156,
-)
-LOG2_E = 1.4426950216293335  # in fp32
-LOG2_E_REST = 1.9259629911266175e-08
-SMALLEST, LARGEST = -87.3, 88.3  # exponents whose power of e is surely a normal fp32 number
-ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
 
 
 class VectorType(types.Type):
@@ -109,11 +95,13 @@ def _div(context, builder, signature, arguments):
     return builder.fdiv(*arguments)
 
 
-def _constant(value):
+def constant(value):
+    """The same fp32 number in every lane."""
     return ir.Constant(FLOATS, [float(value)] * LANES)
 
 
-def _int_constant(value, kind=INTS):
+def int_constant(value, kind=INTS):
+    """The same integer in every lane."""
     return ir.Constant(kind, [value] * LANES)
 
 
@@ -123,10 +111,11 @@ def _pointer(builder, address, pointee):
 
 def _splat(builder, scalar):
     one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, ir.Constant(FLOATS, ir.Undefined), _int_constant(0))
+    return builder.shuffle_vector(one, ir.Constant(FLOATS, ir.Undefined), int_constant(0))
 
 
-def _fma(builder, a, b, c):
+def multiply_add(builder, a, b, c):
+    """a * b + c in a function being built, fused where the machine can."""
     name = f"llvm.fmuladd.v{LANES}f32"
     kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
@@ -161,7 +150,7 @@ def load_bfloat16(typing_context, address):
     def generate(context, builder, signature, arguments):
         pointer = _pointer(builder, arguments[0], SHORTS)
         bits = builder.zext(builder.load(pointer, align=2, typ=SHORTS), INTS)
-        return builder.bitcast(builder.shl(bits, _int_constant(16)), FLOATS)
+        return builder.bitcast(builder.shl(bits, int_constant(16)), FLOATS)
 
     return vector(types.int64), generate
 
@@ -173,11 +162,11 @@ def store_bfloat16(typing_context, address, value):
     def generate(context, builder, signature, arguments):
         value = arguments[1]
         bits = builder.bitcast(value, INTS)
-        last = builder.and_(builder.lshr(bits, _int_constant(16)), _int_constant(1))
-        rounded = builder.add(bits, builder.add(last, _int_constant(0x7FFF)))
+        last = builder.and_(builder.lshr(bits, int_constant(16)), int_constant(1))
+        rounded = builder.add(bits, builder.add(last, int_constant(0x7FFF)))
         nan = builder.fcmp_unordered("uno", value, value)
-        kept = builder.select(nan, _int_constant(0x7FC00000), rounded)
-        short = builder.trunc(builder.lshr(kept, _int_constant(16)), SHORTS)
+        kept = builder.select(nan, int_constant(0x7FC00000), rounded)
+        short = builder.trunc(builder.lshr(kept, int_constant(16)), SHORTS)
         builder.store(short, _pointer(builder, arguments[0], SHORTS), align=2)
         return context.get_dummy_value()
 
@@ -210,7 +199,7 @@ def fma(typing_context, a, b, c):
     """a * b + c, fused where the machine can."""
 
     def generate(context, builder, signature, arguments):
-        return _fma(builder, *arguments)
+        return multiply_add(builder, *arguments)
 
     return vector(vector, vector, vector), generate
 
@@ -226,53 +215,30 @@ def maximum(typing_context, a, b):
     return vector(vector, vector), generate
 
 
-def _clamp(builder, x, low, high):
-    """`x` kept within bounds; a NaN stays one."""
-    for compare, bound in (("<", low), (">", high)):
-        beyond = builder.fcmp_ordered(compare, x, _constant(bound))
-        x = builder.select(beyond, _constant(bound), x)
-    return x
+@intrinsic
+def where_negative(typing_context, x, a, b):
+    """`a` where x < 0, else `b`."""
 
+    def generate(context, builder, signature, arguments):
+        x, a, b = arguments
+        return builder.select(builder.fcmp_ordered("<", x, constant(0)), a, b)
 
-def _power_of_two(builder, shifted, fraction):
-    """2^(whole + fraction), the whole part in the low bits of `shifted`."""
-    power = _constant(SERIES[-1])
-    for coefficient in SERIES[-2::-1]:
-        power = _fma(builder, power, fraction, _constant(coefficient))
-    whole = builder.shl(builder.bitcast(shifted, INTS), _int_constant(23))
-    return builder.bitcast(builder.add(builder.bitcast(power, INTS), whole), FLOATS)
+    return vector(vector, vector, vector), generate
 
 
 @intrinsic
-def exp2(typing_context, exponent):
-    """2^exponent; up to -127 it is zero, from 128 on infinite."""
+def prefetch(typing_context, address):
+    """Ask for the memory at `address`, which need not exist, in the second cache."""
 
     def generate(context, builder, signature, arguments):
-        x = _clamp(builder, arguments[0], -127.0, 128.0)
-        shifted = builder.fadd(x, _constant(ROUND))
-        fraction = builder.fsub(x, builder.fsub(shifted, _constant(ROUND)))
-        return _power_of_two(builder, shifted, fraction)
+        pointer = _pointer(builder, arguments[0], ir.IntType(8))
+        name, number = "llvm.prefetch.p0", ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [pointer, number(0), number(2), number(1)])
+        return context.get_dummy_value()
 
-    return vector(vector), generate
-
-
-@intrinsic
-def exp(typing_context, exponent):
-    """e^exponent, as exact for large exponents; zero below -87.3, infinite above 88.3."""
-
-    def generate(context, builder, signature, arguments):
-        x = _clamp(builder, arguments[0], SMALLEST, LARGEST)
-        shifted = _fma(builder, x, _constant(LOG2_E), _constant(ROUND))
-        whole = builder.fsub(shifted, _constant(ROUND))
-        fraction = _fma(builder, x, _constant(LOG2_E), builder.fneg(whole))
-        fraction = _fma(builder, x, _constant(LOG2_E_REST), fraction)
-        power = _power_of_two(builder, shifted, fraction)
-        for compare, bound, limit in (("<", SMALLEST, 0.0), (">", LARGEST, math.inf)):
-            beyond = builder.fcmp_ordered(compare, arguments[0], _constant(bound))
-            power = builder.select(beyond, _constant(limit), power)
-        return power
-
-    return vector(vector), generate
+    return types.none(types.int64), generate
 
 
 @intrinsic
