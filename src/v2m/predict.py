@@ -119,7 +119,10 @@ class Predictor:
                 image = load_image(path, self.input_size[0])
             except BadImageError as error:
                 if skipped is None:
-                    raise
+                    raise BadImageError(
+                        f"{error} Remove it, or pass --skip-bad (in Python `skipped=[]`) to go on"
+                        " without it."
+                    ) from error
                 skipped.append((path, str(error)))
                 continue
             batch.append((path, self.prepare(image)))

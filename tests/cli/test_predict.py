@@ -127,6 +127,7 @@ def test_corrupt_image_is_named(run, photos, tmp_path, capsys):
     assert main(command) == 2
     captured = capsys.readouterr()
     assert "half.png cannot be read as an image" in captured.err
+    assert "Remove it, or pass --skip-bad" in captured.err
     assert captured.out == ""
     assert main([*command, "--skip-bad"]) == 0
     captured = capsys.readouterr()

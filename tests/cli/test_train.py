@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,36 @@ def test_an_unreadable_image_is_named_or_skipped(
     assert ".png" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "s"), "--set", "data.on_error=skip"]) == 0
     assert "unreadable images were skipped" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "s"), "--data", str(images), "--split", "train"]) == 2
+    assert "`--skip-bad` in evaluation" in capsys.readouterr().err
+
+
+def test_one_class_alone_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(folder / split / "dark", tmp_path / "images" / split / "dark")
+    command = ["train", *MODEL, "--data", str(tmp_path / "images"), *SET]
+    assert main([*command, "--output", str(tmp_path / "r")]) == 2
+    assert "images has the class 'dark' alone" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_evaluation_keeps_aside_what_the_run_kept_aside(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With other settings of the split, some of its images were trained on."""
+    shutil.copytree(folder / "train", tmp_path / "images")
+    output, data = str(tmp_path / "r"), ["--data", str(tmp_path / "images")]
+    split = ["--set", "data.split_seed=5", "--set", "data.validation_fraction=0.3"]
+    assert main(["train", *MODEL, *data, "--output", output, *SET, *split]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").open()]
+    for name, expected in (("validation", rows[-2]["validation_loss"]), ("test", rows[-1]["loss"])):
+        capsys.readouterr()
+        assert main(["evaluate", output, *data, "--split", name, "--json"]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["images"] == 12
+        assert figures["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -35,7 +35,7 @@ def batches(logits: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
-@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("classes", [1, 2, 7])
 def test_against_numpy(size: int, classes: int) -> None:
     logits, targets = torch.randn(50, classes), torch.randint(classes, (50,))
     result = evaluate_classifier(Lookup(classes), batches(logits, targets, size))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from v2m.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "BadImageError", "load_image", "to_channels"]
+__all__ = ["IMAGE_SUFFIXES", "BadImageError", "decode_image", "load_image", "to_channels"]
 
 # Decoders that may run. The content decides, not the suffix; formats that start other programs
 # (EPS) or that are not pictures of one size stay out.
@@ -42,16 +43,30 @@ def load_image(path: str | os.PathLike, channels: int = 3) -> Image.Image:
         if not path.is_file():
             path.stat()  # says why: missing, a loop of links, no permission
             raise InputError("it is not a file.")
-        with Image.open(path, formats=FORMATS) as image:
+    except Exception as error:
+        raise BadImageError(f"{path} cannot be read as an image: {error}") from error
+    return decode_image(path, str(path), channels)
+
+
+def decode_image(source: str | os.PathLike | BinaryIO, name: str, channels: int = 3) -> Image.Image:
+    """`load_image` of a path or an open file; `name` is what messages call it."""
+    try:
+        with Image.open(source, formats=FORMATS) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return to_channels(image, channels)
     except Image.UnidentifiedImageError as error:
-        kind = "is empty" if path.stat().st_size == 0 else "is not an image of a known format"
-        raise BadImageError(f"{path} {kind} ({', '.join(FORMATS)}).") from error
+        kind = "is empty" if _is_empty(source) else "is not an image of a known format"
+        raise BadImageError(f"{name} {kind} ({', '.join(FORMATS)}).") from error
     except Exception as error:  # decoders raise almost anything on damaged files
         reason = str(error) or type(error).__name__
-        raise BadImageError(f"{path} cannot be read as an image: {reason}") from error
+        raise BadImageError(f"{name} cannot be read as an image: {reason}") from error
+
+
+def _is_empty(source: str | os.PathLike | BinaryIO) -> bool:
+    if isinstance(source, str | os.PathLike):
+        return os.path.getsize(source) == 0
+    return source.seek(0, os.SEEK_END) == 0
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -29,7 +29,10 @@ from v2m.errors import InputError
 __all__ = ["Loader", "create_loader"]
 
 MAX_REPLACEMENTS = 100
-_REMEDY = 'Remove it, or skip bad images: on_error="skip", in training `--set data.on_error=skip`.'
+_REMEDY = (
+    "Remove it, or skip bad images: `--set data.on_error=skip` in training, `--skip-bad` in"
+    ' evaluation, on_error="skip" in Python.'
+)
 
 
 class Loader:

@@ -146,6 +146,11 @@ def build_model(config: TrainConfig, train_set: ImageDataset) -> nn.Module:
     A model from a checkpoint keeps its own channels, mean and standard deviation; a new one has
     the data set's.
     """
+    if len(train_set.classes) < 2:
+        raise InputError(
+            f"{train_set.name} has the class {train_set.classes[0]!r} alone, and a classifier needs"
+            " two to tell apart: add the folder of another class."
+        )
     wanted = config.model
     keywords: dict[str, Any] = {"num_classes": len(train_set.classes)}
     if wanted.drop_path_rate is not None:

@@ -19,6 +19,7 @@ from v2m.engine.rundir import RunDirectory
 from v2m.errors import InputError
 from v2m.evaluation.classification import ClassificationResult, evaluate_classifier
 from v2m.evaluation.patches import patch_size
+from v2m.models import read_config
 
 MISTAKES = 3  # named per class
 
@@ -37,10 +38,21 @@ def model_folder(path: str | os.PathLike, reporter: Reporter) -> Path:
     return path
 
 
-def load_model(path: str | os.PathLike, reporter: Reporter) -> nn.Module:
-    """The model in a run's folder (finished, else of its last whole checkpoint) or in a
-    checkpoint."""
-    return v2m.from_checkpoint(model_folder(path, reporter))
+def stored_split(folder: str | os.PathLike) -> dict[str, Any]:
+    """How the run that left a model kept validation and test images aside: the keywords of
+    `load_dataset` for it, so that no image it was trained on is taken for one of them.
+    """
+    path = Path(folder)
+    data: Any = read_config(path) if (path / "config.json").is_file() else {}
+    for key in ("v2m", "training", "data"):
+        data = data.get(key) if isinstance(data, dict) else None
+    names = {"validation_fraction": "validation_fraction", "split_seed": "seed"}
+    found = data if isinstance(data, dict) else {}
+    return {
+        keyword: found[name]
+        for name, keyword in names.items()
+        if isinstance(found.get(name), int | float)
+    }
 
 
 def evaluate_on(
@@ -68,8 +80,9 @@ def evaluate_on(
         InputError: for anything that cannot be used, or a data set with other classes.
     """
     reporter = Reporter() if console is None else ConsoleReporter(console, epochs=1, steps=1)
-    model = load_model(model_path, reporter).to(choose_device(device, Ranks()))
-    dataset = load_dataset(data, split, on_error=on_error)
+    folder = model_folder(model_path, reporter)
+    model = v2m.from_checkpoint(folder).to(choose_device(device, Ranks()))
+    dataset = load_dataset(data, split, on_error=on_error, **stored_split(folder))
     check_classes(model, dataset)
     cfg = model.pretrained_cfg
     config = DataConfig(
