@@ -73,8 +73,10 @@ def _detect(data: str, scale: str) -> DetectConfig:
     return DetectConfig(
         min_sizes=SHORT_SIDES[scale].get(data, (800,)),
         vertical_flip=0.5,
+        distortion=0.5,
         anchor_sizes=ANCHORS,
         pyramid_channels=256 if full else 64,
         box_channels=1024 if full else 256,
         mask_channels=256 if full else 64,
+        regions=512 if full else 128,
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
 from shapes import write_classes, write_coco
@@ -104,6 +105,23 @@ def test_distortion_and_normalisation(tmp_path):
     assert classes.dtype == torch.int64
     transform = training((64, 64), (1.0, 1.0), distortion=1.0, horizontal_flip=0.0)
     assert not torch.equal(transform(*dataset[0])[0], plain)
+
+
+def test_distortion_of_detection_keeps_red_red(tmp_path):
+    """Colours change, channels are not exchanged, boxes and masks are left alone."""
+    dataset = load_detection(write_coco(tmp_path, 1))
+    image, target = dataset[0]
+    plain = Image.new("RGB", image.size, (180, 60, 60))
+    transform = detection_training([64], 64, horizontal_flip=0.0, distortion=1.0)
+    colours = set()
+    for _ in range(20):
+        changed, after = transform(plain, target)
+        red, green, blue = changed[:, 0, 0].tolist()
+        assert red > max(green, blue)
+        colours.add((red, green, blue))
+        assert torch.equal(after["boxes"], target["boxes"].as_subclass(torch.Tensor))
+        assert torch.equal(after["masks"], target["masks"].as_subclass(torch.Tensor))
+    assert len(colours) == 20
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -52,6 +52,7 @@ def config(task: str, data: Path, epochs: int, **changes) -> TrainConfig:
             pyramid_channels=32,
             box_channels=64,
             mask_channels=16,
+            regions=64,
             max_detections=10,
         ),
         segment=SegmentConfig(
@@ -72,12 +73,17 @@ def config(task: str, data: Path, epochs: int, **changes) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory) -> Path:
-    return write_coco(tmp_path_factory.mktemp("objects"), 8)
+    """Eight pictures to learn and to be tested on; two of them for validation, to save time."""
+    root = tmp_path_factory.mktemp("objects")
+    write_coco(root, 2, splits=("val",))
+    return write_coco(root, 8, splits=("train", "test"))
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory) -> Path:
-    return write_classes(tmp_path_factory.mktemp("classes"), 8)
+    root = tmp_path_factory.mktemp("classes")
+    write_classes(root, 2, splits=("validation",))
+    return write_classes(root, 8, splits=("training", "testing"))
 
 
 def test_detection_overfits_and_its_folder_is_complete(objects, tmp_path):

@@ -15,6 +15,7 @@ from v2m.data.ade20k import IGNORED
 
 __all__ = [
     "BalancedCrop",
+    "Distortion",
     "RandomShortSide",
     "detection_evaluation",
     "detection_training",
@@ -27,20 +28,28 @@ SMALLEST_BOX = 1.0  # pixels of a side; smaller ones, after resizing, are left o
 
 
 def detection_training(
-    min_sizes: Sequence[int], max_size: int, *, horizontal_flip: float, vertical_flip: float = 0.0
+    min_sizes: Sequence[int],
+    max_size: int,
+    *,
+    horizontal_flip: float,
+    vertical_flip: float = 0.0,
+    distortion: float = 0.0,
 ) -> Transform:
     """(PIL image, target) -> ((C, H, W) float32 in [0, 1], target), resized and flipped at random.
 
     Args:
         min_sizes: the shorter side becomes one of these, pixels.
         max_size: unless the longer one would be more than this.
+        distortion: probability of each change of brightness, contrast, saturation and hue.
     """
+    distort = [Distortion(distortion)] if distortion else []
     return v2.Compose(
         [
             v2.ToImage(),
             v2.RandomShortestSize(list(min_sizes), max_size, antialias=True),
             v2.RandomHorizontalFlip(horizontal_flip),
             v2.RandomVerticalFlip(vertical_flip),
+            *distort,
             v2.ClampBoundingBoxes(),
             v2.SanitizeBoundingBoxes(min_size=SMALLEST_BOX),
             v2.ToDtype(torch.float32, scale=True),
@@ -75,7 +84,7 @@ def segmentation_training(
         distortion: probability of each change of brightness, contrast, saturation and hue.
     """
     fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: IGNORED}
-    distort = [v2.RandomPhotometricDistort(p=distortion)] if len(mean) == 3 and distortion else []
+    distort = [Distortion(distortion)] if len(mean) == 3 and distortion else []
     return v2.Compose(
         [
             v2.ToImage(),
@@ -100,6 +109,20 @@ def _normalised(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
         v2.Normalize(list(mean), list(std)),
         v2.ToPureTensor(),
     ]
+
+
+class Distortion(v2.RandomPhotometricDistort):
+    """Random brightness, contrast, saturation and hue of an RGB image, each with a probability.
+
+    In the ranges of mmsegmentation's, whose brightness is a shift by up to an eighth of white where
+    this is a factor. Unlike torchvision's own it never exchanges the colour channels.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__(brightness=(0.75, 1.25), hue=(-0.1, 0.1), p=probability)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
 class RandomShortSide(v2.Transform):

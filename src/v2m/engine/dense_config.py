@@ -23,12 +23,16 @@ class DetectConfig:
     max_size: int = setting(1333, "longer side at most, pixels", minimum=1)
     horizontal_flip: float = setting(0.5, "probability", minimum=0, maximum=1)
     vertical_flip: float = setting(0.0, "probability", minimum=0, maximum=1)
+    distortion: float = setting(
+        0.0, "probability of each change of brightness, contrast, colour", minimum=0, maximum=1
+    )
     anchor_sizes: tuple[int, ...] = setting(
         (32, 64, 128, 256, 512), "side of the anchors on each of the five levels", minimum=1
     )
     pyramid_channels: int = setting(256, "channels of the feature pyramid", minimum=1)
     box_channels: int = setting(1024, "width of the box head's linear layers", minimum=1)
     mask_channels: int = setting(256, "channels of the mask head's convolutions", minimum=1)
+    regions: int = setting(512, "regions sampled an image in training", minimum=1)
     score_threshold: float = setting(0.05, "least score of a detection", minimum=0, below=1)
     max_detections: int = setting(100, "most detections an image", minimum=1)
 

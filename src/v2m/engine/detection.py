@@ -60,6 +60,7 @@ class DetectionTask(DenseTask):
             pyramid_channels=wanted.pyramid_channels,
             box_channels=wanted.box_channels,
             mask_channels=wanted.mask_channels,
+            regions=wanted.regions,
             score_threshold=wanted.score_threshold,
             max_detections=wanted.max_detections,
         )
@@ -82,6 +83,7 @@ class DetectionTask(DenseTask):
                 wanted.max_size,
                 horizontal_flip=wanted.horizontal_flip,
                 vertical_flip=wanted.vertical_flip,
+                distortion=wanted.distortion if dataset.in_chans == 3 else 0.0,
             )
         return create_dense_loader(
             dataset,

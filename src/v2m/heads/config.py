@@ -43,6 +43,7 @@ class DetectorConfig(DenseConfig):
     pyramid_channels: int = 256
     box_channels: int = 1024  # of the two linear layers over a region
     mask_channels: int = 256  # of the four convolutions over a region
+    regions: int = 512  # sampled an image in training, for its classes and boxes
     score_threshold: float = 0.05
     max_detections: int = 100  # an image
 
@@ -51,7 +52,7 @@ class DetectorConfig(DenseConfig):
         check_flag("masks", self.masks)
         object.__setattr__(self, "anchor_sizes", tuple(self.anchor_sizes))
         whole = ("min_size", "max_size", "pyramid_channels", "box_channels", "mask_channels")
-        for name in (*whole, "max_detections"):
+        for name in (*whole, "regions", "max_detections"):
             check_whole(name, getattr(self, name), least=1)
         check_fraction("score_threshold", self.score_threshold)
 

@@ -88,6 +88,7 @@ def _network(config: DetectorConfig, backbone: DetectionBackbone) -> FasterRCNN:
         "rpn_anchor_generator": AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes)),
         "box_head": TwoMLPHead(channels * REGION**2, config.box_channels),
         "box_predictor": _BoxPredictor(config.box_channels, classes),
+        "box_batch_size_per_image": config.regions,
         "box_score_thresh": config.score_threshold,
         "box_detections_per_img": config.max_detections,
         "_skip_resize": True,  # in training, where the data pipeline does it

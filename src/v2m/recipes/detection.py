@@ -113,5 +113,5 @@ def detect_own() -> TrainConfig:
         optim=OptimConfig(lr=2e-4, weight_decay=0.05, clip_norm=1.0),
         schedule=ScheduleConfig(epochs=60, warmup_epochs=3.0, warmup_lr=1e-6, min_lr=1e-6),
         ema=EmaConfig(decay=0.998),
-        detect=DetectConfig(min_sizes=(480, 560, 640), max_size=1067),
+        detect=DetectConfig(min_sizes=(480, 560, 640), max_size=1067, distortion=0.5),
     )
