@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from v2m.data import fashion_mnist
 from v2m.data.datasets import FileDataset, ImageDataset
 from v2m.data.fashion_mnist import BUNDLED_DIRECTORY, FULL, SMALL, IdxSet
-from v2m.data.folders import class_difference, class_names, find_splits, read_folder
+from v2m.data.folders import SPLIT_FOLDERS, class_difference, class_names, find_splits, read_folder
+from v2m.data.hugging_face import read_hugging_face
+from v2m.data.shards import find_shards, read_shards
 from v2m.data.splits import carve
 from v2m.errors import InputError
 
@@ -71,7 +75,9 @@ def load_dataset(
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> ImageDataset:
-    """A split of a data set that `describe()` lists, or of a folder of images.
+    """A split of a data set that `describe()` lists, of a folder of images, of a folder of tar
+    shards (`wds:FOLDER`, see `v2m.data.shards`) or of a Hugging Face data set on the disk
+    (`hfds:FOLDER`).
 
     A folder has one subfolder per class, below train/ and, each if there is one, validation/ (or
     val/) and test/; without train/ it is split as a whole. What is missing is kept aside from the
@@ -102,10 +108,14 @@ def load_dataset(
     for dataset in (SMALL, FULL):
         if name == dataset.name:
             return _load_idx(dataset, split, validation_fraction, seed)
+    kind, colon, rest = name.partition(":")
+    if colon and kind in _PREFIXED:
+        parts = _PREFIXED[kind](Path(rest), on_error)
+        return _load_parts(parts, name, split, validation_fraction, seed)
     if not os.path.exists(name) and os.sep not in name:
         raise InputError(
-            f"{name!r} is neither a data set ({SMALL.name}, {FULL.name}) nor a folder. `v2m data` "
-            "lists what there is."
+            f"{name!r} is neither a data set ({SMALL.name}, {FULL.name}) nor a folder, wds:FOLDER "
+            "or hfds:FOLDER. `v2m data` lists what there is."
         )
     return _load_folder(Path(name), split, on_error, validation_fraction, seed)
 
@@ -121,9 +131,7 @@ def _load_idx(dataset: IdxSet, split: str, fraction: float, seed: int) -> ImageD
 def _load_folder(
     directory: Path, split: str, on_error: str, fraction: float, seed: int
 ) -> ImageDataset:
-    folders = find_splits(directory) or {"train": directory}
-    if "validation" in folders:
-        folders.setdefault("test", folders["validation"])
+    folders = _with_test(find_splits(directory) or {"train": directory})
     name = directory.resolve().name or str(directory)
     if split != "train" and split in folders:
         dataset = read_folder(folders[split], name=name, on_error=on_error)
@@ -138,6 +146,51 @@ def _load_folder(
     training = read_folder(folders["train"], name=name, on_error=on_error)
     missing = [part for part in ("validation", "test") if part not in folders]
     return _carved(training, missing, split, fraction, seed)
+
+
+def _with_test(parts: dict[str, Any]) -> dict[str, Any]:
+    """Where there are validation images but none for the test (ImageNet), they are it."""
+    if "validation" in parts:
+        parts.setdefault("test", parts["validation"])
+    return parts
+
+
+def _load_parts(
+    parts: dict[str, Callable[[], ImageDataset]],
+    source: str,
+    split: str,
+    fraction: float,
+    seed: int,
+) -> ImageDataset:
+    """`split` out of the parts there are, kept aside from the training images if need be."""
+    parts = _with_test(parts)
+    if split != "train" and split in parts:
+        return parts[split]()
+    if "train" not in parts:
+        raise InputError(f"{source} has {', '.join(parts)} but no train, so no {split} images.")
+    missing = [part for part in ("validation", "test") if part not in parts]
+    return _carved(parts["train"](), missing, split, fraction, seed)
+
+
+def _shards(folder: Path, on_error: str) -> dict[str, Callable[[], ImageDataset]]:
+    return {
+        split: partial(read_shards, folder, shards, on_error=on_error)
+        for split, shards in find_shards(folder).items()
+    }
+
+
+def _hugging_face(folder: Path, on_error: str) -> dict[str, Callable[[], ImageDataset]]:
+    splits = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    found = read_hugging_face(folder, on_error)
+    unknown = [name for name in found if name not in splits]
+    if unknown:
+        raise InputError(
+            f"hfds:{folder} has a split {unknown[0]!r}: expected train, validation or test."
+        )
+    return {splits[name]: partial(lambda part: part, part) for name, part in found.items()}
+
+
+_PREFIXED = {"wds": _shards, "hfds": _hugging_face}
 
 
 def _check_classes(dataset: FileDataset, training: Path) -> None:
