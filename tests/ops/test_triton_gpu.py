@@ -1,7 +1,6 @@
 """The Triton backend on a CUDA device: `pytest -m gpu tests/ops/test_triton_gpu.py`."""
 
-import itertools
-
+import numpy as np
 import pytest
 import torch
 from torch.library import opcheck
@@ -14,6 +13,7 @@ from triton_cases import (
     core_errors,
     core_gradients,
     make_core,
+    make_weights,
     scan_errors,
 )
 from v2m.ops import selective_scan
@@ -44,6 +44,20 @@ def test_scan(shape, states, axis, reverse, window, given, dtype):
     assert_accurate(errors, TRIFLE[dtype])
 
 
+@pytest.mark.parametrize("given", [ALL, ("B", "z"), ("C", "D", "dt_bias")], ids="-".join)
+@pytest.mark.parametrize("states", [1, 16])
+@pytest.mark.parametrize("dtype", TRIFLE, ids=str)
+def test_two_thousand_random_scans(dtype, states, given):
+    """18 combinations of 112: sizes, strides, both axes and senses, windows; all gradients."""
+    random = np.random.default_rng([states, len(given)])
+    for _ in range(112):
+        shape = tuple(int(x) for x in random.integers(1, (3, 9, 9, 70)))
+        axis, reverse = int(random.integers(1, 3)), bool(random.integers(2))
+        window = [None, None, 1, 2, 4, 5][random.integers(6)]
+        errors = scan_errors(shape, states, axis, reverse, window, given, dtype, "cuda")
+        assert_accurate(errors, 2 * TRIFLE[dtype])
+
+
 @pytest.mark.parametrize("dtype", TRIFLE, ids=str)
 @pytest.mark.parametrize(
     ("shape", "states", "rank", "scan"),
@@ -64,13 +78,14 @@ def every_tile():
     return [(kernel, i) for kernel, tiles in TILES.items() for i in range(1, len(tiles))]
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 9, 96), (2, 6, 8, 128)], ids=["odd", "even"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("kernel", "choice"), every_tile() if torch.cuda.is_available() else [])
-def test_every_launch_that_may_be_chosen(kernel, choice, dtype, monkeypatch):
+def test_every_launch_that_may_be_chosen(kernel, choice, dtype, shape, monkeypatch):
     from v2m.ops.triton.launch import TILES
 
     monkeypatch.setitem(TILES, kernel, (TILES[kernel][choice],))
-    assert_accurate(core_errors((2, 5, 9, 96), 16, 6, "corners", dtype, "cuda"), TRIFLE[dtype])
+    assert_accurate(core_errors(shape, 16, 6, "corners", dtype, "cuda"), TRIFLE[dtype])
 
 
 def test_a_line_of_16384_steps():
@@ -92,7 +107,19 @@ def test_tensors_past_two_to_the_31(axis):
     assert torch.equal(y[-1:], alone)
 
 
-def test_gradients_past_two_to_the_31():
+def test_a_core_past_two_to_the_31():
+    shape = (2**31 // (64 * 64 * 512) + 2, 64, 64, 512)
+    u = torch.full(shape, 0.5, dtype=torch.bfloat16, device="cuda")
+    u[-1].normal_()
+    first, second = (make_weights(512, 1, 1, 4, "cuda") for _ in range(2))
+    with torch.no_grad():
+        y = mixer_core(u, u, first, second, CORNERS[3:])
+        alone = mixer_core(u[-1:], u[-1:], first, second, CORNERS[3:])
+    assert torch.equal(y[-1:], alone)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_gradients_past_two_to_the_31(axis):
     shape = (2**31 // (64 * 64 * 512) + 2, 64, 64, 512)
     u = torch.full(shape, 0.5, dtype=torch.bfloat16, device="cuda")
     u[-1].normal_()
@@ -100,9 +127,8 @@ def test_gradients_past_two_to_the_31():
     large, alone = (x.detach().requires_grad_() for x in (u, u[-1:].clone()))
     dy = torch.ones((), dtype=u.dtype, device="cuda")
     for leaf in (large, alone):
-        selective_scan(leaf, u[: len(leaf)] * 0 + 1, A, axis=1, backend="triton").backward(
-            dy.expand_as(leaf)
-        )
+        dt = torch.ones_like(leaf, requires_grad=False)
+        selective_scan(leaf, dt, A, axis=axis, backend="triton").backward(dy.expand_as(leaf))
     assert torch.equal(large.grad[-1:], alone.grad)
 
 
@@ -124,19 +150,26 @@ def test_one_bad_image_leaves_the_others_bit_equal():
     assert bad[1].isnan().all()
 
 
-@pytest.mark.parametrize(
-    ("size", "name"),
-    list(itertools.product([0.0, 1e-30, 100.0, 3e4], ["u", "z", "dt_bias", "A_log"])),
-)
+EXTREMES = ["u", "z", "dy", "D", "x_proj", "conv_weight", "A_log", "-A_log", "dt_bias", "-dt_bias"]
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 30.0, 100.0, 1000.0])
 def test_extreme_values_stay_finite(size, name):
     u, z, dy, first, second = make_core((1, 5, 6, 64), 16, 4, torch.bfloat16, "cuda")
-    if name == "A_log":
-        first = first._replace(A_log=torch.full_like(first.A_log, min(size, 20.0)))
-    elif name == "dt_bias":
-        first = first._replace(dt_bias=torch.full_like(first.dt_bias, -size))
-    u, z = (x * size if name == key else x for key, x in (("u", u), ("z", z)))
-    found = core_gradients(u, z, dy, first, second, CORNERS)
-    assert all(x.isfinite().all() for x in found)
+    key, sign = name.lstrip("-"), -1 if name.startswith("-") else 1
+    grids = {"u": u, "z": z, "dy": dy}
+    if key in ("A_log", "dt_bias"):
+        largest = 20.0 if key == "A_log" else 1000.0
+        value = torch.full_like(getattr(first, key), sign * min(size, largest))
+        first = first._replace(**{key: value})
+    elif key in grids:
+        grids[key] = grids[key] * size
+    else:
+        first = first._replace(**{key: getattr(first, key) * size})
+    found = core_gradients(*grids.values(), first, second, CORNERS)
+    for part, value in zip(("y", *CORE_NAMES), found):
+        assert value.isfinite().all(), part
 
 
 def test_opcheck():
@@ -188,24 +221,25 @@ def test_on_a_device_that_is_not_the_current_one():
         assert torch.equal(a.cpu(), b.cpu())
 
 
-def test_training_in_bfloat16_stays_finite_and_close_to_float32():
+@pytest.mark.parametrize("seed", range(5))
+def test_training_in_bfloat16_stays_finite_and_close_to_float32(seed):
     def losses(dtype):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = v2m.create_model("v2m_nano_patch4_28", num_classes=10, in_chans=1).cuda()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        generator = torch.Generator("cuda").manual_seed(1)
+        generator = torch.Generator("cuda").manual_seed(seed)
         images = torch.randn(256, 1, 28, 28, device="cuda", generator=generator)
         labels = images.mean((1, 2, 3)).argsort().argsort() * 10 // 256
         found = []
-        for _ in range(100):
+        for _ in range(500):
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                 loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            found.append(float(loss))
-        return torch.tensor(found)
+            found.append(loss.detach())
+        return torch.stack(found).cpu()
 
     low, full = losses(torch.bfloat16), losses(torch.float32)
     assert low.isfinite().all()
-    assert abs(float(low[-10:].mean() - full[-10:].mean())) < 0.1
+    assert abs(float(low[-50:].mean() - full[-50:].mean())) < 0.1

@@ -1,0 +1,155 @@
+"""Whole models: inference, training steps and their memory, beside timm's compiled DeiT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import timm
+import torch
+from torch.nn import functional as F
+
+import v2m
+from v2m.models.registry import MODELS
+
+from .measure import Item, Row, Setting
+
+TINY, SMALL, HIER = "v2m_tiny_patch16_224", "v2m_small_patch16_224", "v2m_hier_small_224"
+DEIT_T, DEIT_S = "deit_tiny_patch16_224", "deit_small_patch16_224"
+# (name, way, size, batch); a way with "graph" replays a CUDA graph.
+INFERENCE = (
+    (DEIT_T, "compiled graph", 224, 128),
+    (TINY, "eager graph", 224, 128),
+    (TINY, "eager", 224, 128),
+    (TINY, "compiled", 224, 128),
+    (TINY, "compiled graph", 224, 128),
+    (DEIT_S, "compiled graph", 224, 128),
+    (SMALL, "eager graph", 224, 128),
+    (HIER, "eager graph", 224, 128),
+    (HIER, "compiled graph", 224, 128),
+    (DEIT_T, "compiled graph", 1248, 8),
+    (TINY, "eager graph", 1248, 8),
+    (DEIT_T, "compiled graph", 2048, 4),
+    (TINY, "eager graph", 2048, 4),
+)
+TRAINING = (
+    (DEIT_T, "compiled", 224, 128),
+    (TINY, "eager", 224, 128),
+    (TINY, "compiled", 224, 128),
+    (DEIT_S, "compiled", 224, 128),
+    (SMALL, "eager", 224, 128),
+    (HIER, "eager", 224, 128),
+    (HIER, "compiled", 224, 128),
+    (DEIT_T, "compiled", 1248, 8),
+    (TINY, "eager", 1248, 8),
+    (DEIT_T, "compiled", 2048, 4),
+    (TINY, "eager", 2048, 4),
+)
+
+
+def build(name: str, setting: Setting, size: int | None = None) -> tuple[torch.nn.Module, tuple]:
+    """A model and the shape of its images; on a CPU a small one in its place."""
+    keywords = {}
+    if setting.tiny and name.startswith("deit"):
+        name = "test_vit"
+    elif setting.tiny:
+        shallow = {"depths": (1, 1, 1, 1)} if "hier" in name or "vmamba" in name else {"depth": 1}
+        keywords = shallow | ({} if name.endswith("_28") else {"img_size": 64})
+    elif size is not None and size != 224:
+        keywords = {"img_size": size}
+    known = name in MODELS
+    model = (v2m.create_model if known else timm.create_model)(name, **keywords)
+    channels, height, _ = model.pretrained_cfg["input_size"]
+    side = keywords.get("img_size", height)
+    return model.to(setting.device), (channels, side, side)
+
+
+def inference_items(setting: Setting) -> Iterator[Item]:
+    for case in INFERENCE[:3] if setting.tiny else INFERENCE:
+        yield "inference {} {} {} {}".format(*case), partial(inference, setting, *case)
+
+
+def training_items(setting: Setting) -> Iterator[Item]:
+    for case in TRAINING[1:2] if setting.tiny else TRAINING:
+        yield "training {} {} {} {}".format(*case), partial(training, setting, *case)
+
+
+def registered_items(setting: Setting) -> Iterator[Item]:
+    """A training step of every model there is."""
+    for name in list(MODELS)[::5] if setting.tiny else MODELS:
+        batch = 64
+        yield f"registered {name}", partial(training, setting, name, "eager", None, batch)
+
+
+def _label(work: str, name: str, way: str, batch: int, shape: tuple) -> Row:
+    return {"workload": work, "contestant": name, "way": way, "batch": batch, "size": shape[-1]}
+
+
+def inference(setting: Setting, name: str, way: str, size: int, batch: int) -> Iterator[Row]:
+    model, shape = build(name, setting, size)
+    model.eval()
+    batch = _batch(setting, way, batch)
+    images = torch.randn(batch, *shape, device=setting.device)
+    run = torch.compile(model) if "compiled" in way and not setting.tiny else model
+
+    def forward():
+        with torch.no_grad(), torch.autocast(setting.device, setting.dtype, cache_enabled=False):
+            return run(images)
+
+    out = forward()
+    if not out.isfinite().all():
+        raise ArithmeticError(f"{name}: the logits are not finite")
+    call = forward
+    if "graph" in way and not setting.tiny:
+        for _ in range(2):
+            forward()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            forward()
+        call = graph.replay
+    if setting.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    time = setting.milliseconds(call, 200)
+    yield _label("inference", name, way, batch, shape) | _rate(setting, batch, time)
+
+
+def training(setting: Setting, name: str, way: str, size: int | None, batch: int) -> Iterator[Row]:
+    """Forward, backward and AdamW, bfloat16 by autocast."""
+    model, shape = build(name, setting, size)
+    model.train()
+    batch = _batch(setting, way, batch)
+    run = torch.compile(model) if way == "compiled" and not setting.tiny else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=setting.device != "cpu")
+    images = torch.randn(batch, *shape, device=setting.device)
+    labels = torch.randint(10, (batch,), device=setting.device)
+
+    def step():
+        with torch.autocast(setting.device, setting.dtype):
+            loss = F.cross_entropy(run(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    for _ in range(1 if setting.dry or setting.tiny else 3):
+        loss = step()
+    if not torch.isfinite(loss):
+        raise ArithmeticError(f"{name}: the loss is {float(loss)}")
+    if setting.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    time = setting.milliseconds(step, 300 if size else 150)
+    work = "training" if size else "registered"
+    yield _label(work, name, way, batch, shape) | _rate(setting, batch, time)
+
+
+def _batch(setting: Setting, way: str, batch: int) -> int:
+    """Dry runs stand beside each other; only what torch.compile makes depends on the batch."""
+    return 2 if setting.tiny or (setting.dry and "compiled" not in way) else batch
+
+
+def _rate(setting: Setting, batch: int, time: float) -> Row:
+    row: Row = {"ms": time, "images_per_second": 1e3 * batch / time}
+    if setting.device != "cpu":
+        row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return row
