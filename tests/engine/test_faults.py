@@ -243,7 +243,8 @@ def test_a_real_disk_that_is_full(
 
 def assert_all_ranks_stop(config: TrainConfig, run: Path, step: int, rank: int) -> None:
     process = start(config, run, ranks=2, spoil=(step, rank))
-    process.join(timeout=120)
+    process.join(timeout=60)
+    process.terminate()
     assert process.exitcode == 1
     for each in (0, 1):
         assert f"not finite at step {step} " in Path(f"{run}.{each}").read_text()
@@ -259,6 +260,11 @@ def test_a_rank_with_a_bad_gradient_stops_all(
     generator = random.Random(case)
     config = apply_overrides(config, [f"run.parallel={generator.choice(['ddp', 'fsdp'])}"])
     assert_all_ranks_stop(config, tmp_path / "run", generator.randrange(14), case % 2)
+
+
+def test_a_bad_gradient_on_the_other_rank_stops_both(tmp_path: Path, config: TrainConfig) -> None:
+    quick = apply_overrides(config, ["run.timeout_minutes=0.2"])
+    assert_all_ranks_stop(quick, tmp_path / "run", step=3, rank=1)
 
 
 # T7

@@ -384,6 +384,18 @@ def test_gradients_do_not_depend_on_the_accumulation(tmp_path: Path, config: Tra
     assert one["step"] == four["step"] == 5
 
 
+def test_gradients_are_clipped(tmp_path: Path, config: TrainConfig) -> None:
+    plain = ["optim.name=sgd", "optim.weight_decay=0", "run.limit_batches=1", "schedule.epochs=1"]
+    plain += ["ema.decay=none", "schedule.warmup_epochs=0", "optim.lr=1"]
+    norms = {"none": "none", "small": "1e-3", "smaller": "1e-6"}
+    weights = {}
+    for name, norm in norms.items():
+        train(apply_overrides(config, [*plain, f"optim.clip_norm={norm}"]), tmp_path / name)
+        weights[name] = load_file(tmp_path / name / "model.safetensors")["head.weight"]
+    moved = {name: (weights[name] - weights["smaller"]).norm() for name in ("none", "small")}
+    assert 0 < moved["small"] < 2e-3 < moved["none"]  # Nesterov: 1.9 times the gradient
+
+
 def test_without_an_average_the_weights_themselves_are_kept(
     tmp_path: Path, config: TrainConfig
 ) -> None:
