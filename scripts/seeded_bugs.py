@@ -46,7 +46,8 @@ FAULTS, SAVING = "tests/engine/test_faults.py", "tests/engine/test_saving.py"
 BUGS = [
     # the operator
     Bug("reverse_ignored", "ops/eager.py",
-        "range(length - 1, -1, -1) if reverse else range(length)", "range(length)", f"{EAGER} {CORE}"),
+        "range(length - 1, -1, -1) if reverse else range(length)", "range(length)",
+        f"{EAGER} {CORE}"),
     Bug("window_ignored", "ops/eager.py", "if window is not None and (", "if False and (",
         f"{EAGER} {CORE}"),
     Bug("wrong_gate", "ops/eager.py", "y * F.silu(z", "y * torch.sigmoid(z", f"{EAGER} {CORE}"),

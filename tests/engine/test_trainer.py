@@ -384,6 +384,43 @@ def test_gradients_do_not_depend_on_the_accumulation(tmp_path: Path, config: Tra
     assert one["step"] == four["step"] == 5
 
 
+def test_augmentation_on_the_device_is_resumed_exactly(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = apply_overrides(config, ["augment.on_device=true", "schedule.epochs=2"])
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_finetuning_at_another_resolution_with_layer_decay(
+    tmp_path: Path, whole: Path, config: TrainConfig
+) -> None:
+    """From a run's folder: its classes get a fresh head where they differ, positions are resampled,
+    and the first layers learn most slowly."""
+    start = [f"model.checkpoint={whole}", "model.name=none", "model.kwargs={}", "ema.decay=none"]
+    slowly = [*start, "model.img_size=12,16", "optim.layer_decay=0.1", "optim.name=sgd"]
+    config = apply_overrides(config, [*slowly, "optim.weight_decay=0", "run.limit_batches=1"])
+    train(apply_overrides(config, ["schedule.epochs=1", "optim.lr=1"]), tmp_path / "run")
+    model = v2m.from_checkpoint(tmp_path / "run")
+    assert tuple(model.pretrained_cfg["input_size"]) == (1, 12, 16)
+    assert model.pos_embed.shape[1] == 12
+    before = load_file(whole / "model.safetensors")
+    moved = [
+        float((dict(model.named_parameters())[name] - before[name]).norm() / before[name].norm())
+        for name in (
+            "layers.0.mixer.in_proj.weight",
+            "layers.1.mixer.in_proj.weight",
+            "head.weight",
+        )
+    ]
+    assert 0 < moved[0] < moved[1] < moved[2]
+
+
 def test_gradients_are_clipped(tmp_path: Path, config: TrainConfig) -> None:
     plain = ["optim.name=sgd", "optim.weight_decay=0", "run.limit_batches=1", "schedule.epochs=1"]
     plain += ["ema.decay=none", "schedule.warmup_epochs=0", "optim.lr=1"]

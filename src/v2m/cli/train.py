@@ -59,6 +59,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         dest="overrides",
         help="change a setting, e.g. --set optim.lr=1e-3 (as often as wanted)",
     )
+    add(
+        "--limit-batches",
+        metavar="N",
+        help="a dry run: at most N steps an epoch and N batches a validation",
+    )
     add("--resume", action="store_true", help="go on with the run in --output, if there is one")
     add("--overwrite", action="store_true", help="replace the run in --output")
     add("--device", metavar="DEVICE", help="auto (default), cpu, cuda or mps")
@@ -79,6 +84,7 @@ def configuration(arguments: argparse.Namespace) -> Any:
         "data.name": arguments.data,
         "run.device": arguments.device,
         "run.seed": arguments.seed,
+        "run.limit_batches": arguments.limit_batches,
     }
     flags = [f"{key}={value}" for key, value in named.items() if value is not None]
     return apply_overrides(config, [*flags, *arguments.overrides])

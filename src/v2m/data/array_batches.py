@@ -35,6 +35,8 @@ def can_batch(
         return False
     if not is_training:
         return config.crop_pct == 1
+    if config.on_device:
+        return False
     plain = config.auto_augment is None and config.color_jitter == 0
     return plain and (config.crop == "padded" or (config.crop == "center" and config.crop_pct == 1))
 

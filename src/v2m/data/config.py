@@ -41,6 +41,8 @@ class DataConfig:
         repeats: how often an image comes in an epoch, each time augmented anew; an epoch keeps its
             length, so it then shows 1/repeats of the images (repeated augmentation).
         interpolation: for every resize.
+        on_device: do the colour policy, normalisation and erasing of training images in batches on
+            the device that trains, see `v2m.data.device_augment`.
         crop_pct: share of the resized image's side that evaluation sees in its central crop.
     """
 
@@ -55,6 +57,7 @@ class DataConfig:
     random_erasing: float = 0.25
     erasing_mode: str = "pixel"
     repeats: int = 1
+    on_device: bool = False
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
 

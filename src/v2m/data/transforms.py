@@ -73,7 +73,8 @@ def training_transform(
 ) -> Transform:
     """PIL image -> augmented, normalised (C, H, W) float32, by timm's and torchvision's transforms.
 
-    All random numbers come from the global generators of python, numpy and torch.
+    All random numbers come from the global generators of python, numpy and torch. With
+    `config.on_device` it is (C, H, W) uint8, cropped and flipped; the rest is `DeviceAugment`'s.
     """
     channels, height, width = check_input_size(input_size, mean, std)
     crop, colour, finish = create_transform(
@@ -93,6 +94,8 @@ def training_transform(
     )
     if config.crop != "resized":
         crop = _whole_image(config, (height, width))
+    if config.on_device:
+        return transforms.Compose([_Channels(channels), crop, transforms.PILToTensor()])
     if config.auto_augment is not None:
         colour = _policy(config, (height, width), mean)
     return transforms.Compose([_Channels(channels), crop, colour, finish])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import v2m
 from v2m.data import ImageDataset, Loader, create_loader, load_dataset, shuffle_patches
+from v2m.data.device_augment import DeviceAugment
 from v2m.engine.config import TrainConfig, to_dict
 from v2m.engine.distributed import Ranks
 from v2m.engine.loop import Loop
@@ -33,6 +34,7 @@ class ClassificationTask(Task):
 
     name = "classify"
     mixup: Mixup | None = None
+    augment: DeviceAugment | None = None
 
     def prepare(self, train_set: ImageDataset, micro_batch: int) -> None:
         self.mixup = create_mixup(self.config, len(train_set.classes), micro_batch)
@@ -64,6 +66,8 @@ class ClassificationTask(Task):
         is_training: bool = False,
     ) -> Loader:
         cfg, config = model.pretrained_cfg, self.config
+        if is_training and config.augment.on_device:
+            self.augment = DeviceAugment(config.augment, cfg["mean"], cfg["std"])
         return create_loader(
             dataset,
             config.augment,
@@ -86,6 +90,8 @@ class ClassificationTask(Task):
         images = inputs.to(loop.device, non_blocking=True)
         targets = targets.to(loop.device, non_blocking=True)
         smoothing = self.config.mix.label_smoothing
+        if self.augment is not None:
+            images = self.augment(images)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
             smoothing = 0.0  # the mixed targets are smoothed already

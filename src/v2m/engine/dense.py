@@ -25,6 +25,7 @@ class DenseTask(Task):
             (config.optim.layer_decay is not None, "optim.layer_decay"),
             (config.run.compile, "run.compile"),
             (config.run.parallel != "ddp", "run.parallel = fsdp"),
+            (config.augment.on_device, "augment.on_device"),
         ):
             if used:
                 raise InputError(f"task = {self.name!r} has no use for {key}: leave it out.")

@@ -75,6 +75,8 @@ def create_optimizer(
             f"(there are {', '.join(n for n in known if not n.startswith('bnb'))})."
         )
     arguments = {"betas": config.betas} if "adam" in config.name or "lamb" in config.name else {}
+    if config.name == "adamw" and _are_plain_on_cpu(model):
+        arguments["fused"] = True  # torch's loop over the tensors takes six times as long
     try:
         return create_optimizer_v2(
             model,
@@ -87,6 +89,11 @@ def create_optimizer(
         )
     except (ImportError, AssertionError) as error:
         raise InputError(f"optim.name = {config.name!r} cannot be used here: {error}") from error
+
+
+def _are_plain_on_cpu(model: nn.Module) -> bool:
+    """Whether all parameters are ordinary tensors on the CPU, not shards."""
+    return all(type(p) is nn.Parameter and p.device.type == "cpu" for p in model.parameters())
 
 
 def create_schedule(

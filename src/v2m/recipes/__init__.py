@@ -17,7 +17,14 @@ from v2m.recipes.detection import (
     detect_own,
 )
 from v2m.recipes.finetune import finetune
-from v2m.recipes.imagenet import imagenet_small, imagenet_tiny
+from v2m.recipes.imagenet import (
+    imagenet_hier_base,
+    imagenet_hier_small,
+    imagenet_local_small,
+    imagenet_local_tiny,
+    imagenet_small,
+    imagenet_tiny,
+)
 from v2m.recipes.segmentation import (
     ade20k_hier_base,
     ade20k_hier_small,
@@ -42,6 +49,10 @@ __all__ = [
     "fashion_mnist",
     "finetune",
     "get_recipe",
+    "imagenet_hier_base",
+    "imagenet_hier_small",
+    "imagenet_local_small",
+    "imagenet_local_tiny",
     "imagenet_small",
     "imagenet_tiny",
     "segment_own",
@@ -53,7 +64,8 @@ __all__ = [
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(demo, imagenet_tiny, imagenet_small, finetune),
+        *(demo, imagenet_tiny, imagenet_small, imagenet_local_tiny, imagenet_local_small),
+        *(imagenet_hier_small, imagenet_hier_base, finetune),
         *(coco_hier_small_1x, coco_hier_base_1x, coco_hier_small_3x, coco_hier_base_3x),
         *(ade20k_local_tiny, ade20k_local_small, ade20k_hier_small, ade20k_hier_base),
         *(detect_own, segment_own),

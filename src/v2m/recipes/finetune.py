@@ -22,7 +22,7 @@ def finetune() -> TrainConfig:
     Command: `v2m train --recipe finetune --data photos/ --set model.checkpoint=runs/imagenet_tiny
         --output runs/photos`
     Hardware: one GPU, or a CPU for small images and models.
-    Time: depends on the model and the images; `--set run.limit_batches=20` makes a dry run.
+    Time: depends on the model and the images; `--limit-batches 20` makes a dry run.
     Result: depends on the images.
     """
     return TrainConfig(
