@@ -109,8 +109,8 @@ def _device(machine: dict[str, Any]) -> str:
 
 def _picture(data: str, runs: dict[str, DenseRun]) -> Image.Image:
     """A row a test image: what is there, and what each model says."""
-    shown, columns = SHOWN[data], {}
-    some = next(iter(runs.values()))
+    some, columns = next(iter(runs.values())), {}
+    shown = tuple(index for index in SHOWN[data] if index < len(some.dataset))
     if some.task == "segment":
         columns = _class_columns(runs, shown)
     else:

@@ -35,7 +35,8 @@ def train(args: argparse.Namespace) -> None:
     stopped = False
     while waiting or running:
         while waiting and len(running) < args.jobs and not stopped:
-            running[waiting[0]] = _start(args, waiting.pop(0), epochs)
+            name = waiting.pop(0)
+            running[name] = _start(args, name, epochs)
         for name in [name for name, process in running.items() if process.poll() is not None]:
             code = running.pop(name).returncode
             print(f"{name}: {'finished' if code == 0 else f'exit code {code}'}", flush=True)
