@@ -51,8 +51,8 @@ def poisoned():
 
 def relative_error(found, wanted) -> float:
     assert found.shape == wanted.shape, (found.shape, wanted.shape)
-    difference = (found.double() - wanted.double()).norm()
-    return float(difference / wanted.double().norm().clamp_min(1e-300))
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-300))
 
 
 def scan_errors(
@@ -159,6 +159,32 @@ def core_errors(
     return {
         name: (relative_error(a, x), relative_error(b, x))
         for name, a, b, x in zip(("y", *CORE_NAMES), found, own, exact)
+    }
+
+
+UNGATED_NAMES = ("u", *(f"{p}.{n}" for p in ("first", "second") for n in PassWeights._fields[2:]))
+
+
+def ungated_errors(
+    shape, states, rank, scan, dtype=torch.float32, device="cpu", backend="triton"
+) -> dict[str, tuple[float, float]]:
+    """(error, PyTorch's own error in that dtype) of a core without gate and convolutions."""
+    u, _, dy, first, second = make_core(shape, states, rank, dtype, device)
+    directions = DIRECTIONS[scan]
+
+    def by_autograd(name, to=lambda x: x):
+        leaves = [to(x).detach().requires_grad_() for x in (u, *first[2:], *second[2:])]
+        passes = [PassWeights(None, None, *x) for x in (leaves[1:6], leaves[6:])]
+        y = mixer_core(leaves[0], None, *passes, directions, backend=name)
+        return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+
+    exact = by_autograd("eager", lambda x: x.double())
+    own = by_autograd("eager")
+    with poisoned():
+        found = by_autograd(backend)
+    return {
+        name: (relative_error(a, x), relative_error(b, x))
+        for name, a, b, x in zip(("y", *UNGATED_NAMES), found, own, exact)
     }
 
 

@@ -80,6 +80,13 @@ def test_core_with_another_convolution(interpreter):
     triton_cases.assert_accurate(errors)
 
 
+@pytest.mark.parametrize("scan", sorted(triton_cases.DIRECTIONS))
+def test_core_without_gate_and_convolutions(interpreter, scan):
+    shape = (1, 4, 4, 12) if scan == "release" else (2, 3, 5, 12)
+    errors = interpreter(triton_cases.ungated_errors, shape, 1, 3, scan)
+    triton_cases.assert_accurate(errors)
+
+
 @pytest.mark.parametrize(
     ("shape", "window"),
     [((1, 4, 1, 32), None), ((1, 10, 2, 64), 6), ((1, 7, 1, 33), 5)],

@@ -15,6 +15,7 @@ from triton_cases import (
     make_core,
     make_weights,
     scan_errors,
+    ungated_errors,
 )
 from v2m.ops import selective_scan
 from v2m.ops.core import PassWeights, mixer_core
@@ -70,6 +71,20 @@ def test_two_thousand_random_scans(dtype, states, given):
 )
 def test_core(shape, states, rank, scan, dtype):
     assert_accurate(core_errors(shape, states, rank, scan, dtype, "cuda"), TRIFLE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TRIFLE, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "states", "scan"),
+    [
+        ((2, 14, 14, 192), 1, "corners"),
+        ((2, 7, 7, 96), 1, "release"),
+        ((1, 5, 9, 40), 3, "windows"),
+    ],
+)
+def test_core_without_gate_and_convolutions(shape, states, scan, dtype):
+    errors = ungated_errors(shape, states, 6, scan, dtype, "cuda")
+    assert_accurate(errors, 2 * TRIFLE[dtype])
 
 
 def every_tile():

@@ -77,7 +77,9 @@ def mixer_core(
     else:
         from . import library  # registers the compiled operators, so only where one is wanted
 
-        if z is None or first.conv_weight is None or second.conv_weight is None:
+        if z is None and first.conv_weight is None and second.conv_weight is None:
+            y = library.ungated_core(u, first, second, directions, name)
+        elif z is None or first.conv_weight is None or second.conv_weight is None:
             scan = partial(_compiled_scan, library.selective_scan, name)
             y = _compose(scan, u, z, first, second, directions)
         else:

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 from v2m.errors import InputError
 
 from .core import Direction, PassWeights, Sweep, distinct_sweeps
+from .ungated import ungated_backward, ungated_forward
 
-__all__ = ["mixer_core", "selective_scan"]
+__all__ = ["mixer_core", "selective_scan", "ungated_core"]
 
 _SCAN = (
     "Tensor u, Tensor dt, Tensor A, Tensor? B, Tensor? C, Tensor? D, Tensor? z, Tensor? dt_bias,"
@@ -32,6 +33,8 @@ _library = torch.library.Library("v2m", "FRAGMENT")
 _library.define(f"selective_scan({_SCAN}) -> Tensor")
 _library.define(f"selective_scan_backward(Tensor dy, {_SCAN}) -> ({_EIGHT})")
 _library.define(f"mixer_core(Tensor u, Tensor z, {_CORE}) -> (Tensor y, Tensor y1)")
+_library.define(f"ungated_core(Tensor u, {_CORE}) -> (Tensor y, Tensor y1)")
+_library.define(f"ungated_core_backward(Tensor dy, Tensor u, Tensor y1, {_CORE}) -> Tensor[]")
 _library.define(
     f"mixer_core_backward(Tensor dy, Tensor u, Tensor z, Tensor y, Tensor y1, {_CORE}) -> Tensor[]"
 )
@@ -58,6 +61,19 @@ def mixer_core(
     return torch.ops.v2m.mixer_core(u, z, list(first), list(second), _encode(directions), backend)[
         0
     ]
+
+
+def ungated_core(
+    u: Tensor,
+    first: PassWeights,
+    second: PassWeights,
+    directions: tuple[Direction, ...],
+    backend: str,
+) -> Tensor:
+    """`mixer_core` without gate and convolutions."""
+    return torch.ops.v2m.ungated_core(
+        u, list(first[2:]), list(second[2:]), _encode(directions), backend
+    )[0]
 
 
 def _implementation(backend: str) -> ModuleType:
@@ -167,6 +183,58 @@ def _core_autocast(dtype, u, z, *rest):
     return torch.ops.v2m.mixer_core(_lower(u, dtype), _lower(z, dtype), *rest)
 
 
+# The core without gate and convolutions -----------------------------------------------------------
+
+
+def _without_convolution(weights: list[Tensor]) -> PassWeights:
+    return PassWeights(None, None, *weights)
+
+
+def _ungated(u, first, second, directions, backend) -> tuple[Tensor, Tensor]:
+    weights = _without_convolution(first), _without_convolution(second)
+    with torch.autocast(u.device.type, enabled=False):  # for the products inside
+        return ungated_forward(_implementation(backend), u, *weights, _decode(directions))
+
+
+def _ungated_fake(u, first, second, directions, backend) -> tuple[Tensor, Tensor]:
+    return _core_fake(u, None, first, second, directions, backend)
+
+
+def _ungated_backward(dy, u, y1, first, second, directions, backend) -> list[Tensor]:
+    weights = _without_convolution(first), _without_convolution(second)
+    with torch.autocast(u.device.type, enabled=False):
+        du, dfirst, dsecond = ungated_backward(
+            _implementation(backend), dy, u, y1, *weights, _decode(directions)
+        )
+    return [du, *dfirst[2:], *dsecond[2:]]
+
+
+def _ungated_backward_fake(dy, u, y1, first, second, directions, backend) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (u, *first, *second)]
+
+
+def _ungated_setup(ctx, inputs, output) -> None:
+    u, first, second, directions, backend = inputs
+    ctx.save_for_backward(u, output[1], *first, *second)
+    ctx.rest = directions, backend
+    ctx.set_materialize_grads(False)  # y1 is for the backward alone
+
+
+def _ungated_gradient(ctx, dy, _):
+    u, y1, *weights = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 5
+    half = len(weights) // 2
+    du, *grads = torch.ops.v2m.ungated_core_backward(
+        dy, u, y1, weights[:half], weights[half:], *ctx.rest
+    )
+    return du, grads[:half], grads[half:], None, None
+
+
+def _ungated_autocast(dtype, u, *rest):
+    return torch.ops.v2m.ungated_core(_lower(u, dtype), *rest)
+
+
 def _encode(directions: tuple[Direction, ...]) -> list[int]:
     return [
         int(value)
@@ -228,6 +296,10 @@ _register("selective_scan", _scan, _scan_fake, _scan_gradient, _scan_setup, _sca
 _register("selective_scan_backward", _scan_backward, _scan_backward_fake)
 _register("mixer_core", _core, _core_fake, _core_gradient, _core_setup, _core_autocast)
 _register("mixer_core_backward", _core_backward, _core_backward_fake)
+_register(
+    "ungated_core", _ungated, _ungated_fake, _ungated_gradient, _ungated_setup, _ungated_autocast
+)
+_register("ungated_core_backward", _ungated_backward, _ungated_backward_fake)
 
 
 # Floating-point operations, 2 a multiply-add; of a scan, 2 multiply-adds a state ------------------
@@ -260,6 +332,24 @@ def _core_flops(u_shape, z_shape, first, second, directions, *_, **__) -> int:
 @register_flop_formula(torch.ops.v2m.mixer_core_backward)
 def _core_backward_flops(dy_shape, u_shape, z_shape, y_shape, y1_shape, *rest, **__) -> int:
     return 2 * _core_flops(u_shape, z_shape, *rest)
+
+
+@register_flop_formula(torch.ops.v2m.ungated_core)
+def _ungated_flops(u_shape, first, second, directions, *_, **__) -> int:
+    decoded = _decode(directions)
+    grids = 1, len(distinct_sweeps(decoded))  # those of a pass, and below its scans
+    scans = grids[1], len(decoded)
+    total = 0
+    for shapes, count, scanned in zip((first, second), grids, scans):
+        x_proj, dt_proj, _, A_log, _ = shapes
+        per_channel = count * (x_proj[0] + dt_proj[1]) + scanned * 2 * A_log[1]
+        total += 2 * _product(u_shape) * per_channel
+    return total
+
+
+@register_flop_formula(torch.ops.v2m.ungated_core_backward)
+def _ungated_backward_flops(dy_shape, u_shape, y1_shape, *rest, **__) -> int:
+    return 2 * _ungated_flops(u_shape, *rest)
 
 
 def _product(shape) -> int:

@@ -17,7 +17,10 @@ from .gate import least_gate
 from .launch import Scan, grid_of, on_device, token_rows
 from .launchers import Gate, ScanInputs
 
-__all__ = ["core_backward", "core_forward", "scan_backward", "scan_forward"]
+__all__ = [
+    "core_backward", "core_forward", "scan_backward", "scan_forward", "scans_backward",
+    "scans_forward",
+]  # fmt: skip
 
 _MOST_SCANS = 7  # as many 4-bit slots as a kernel argument holds
 
@@ -52,6 +55,60 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, wi
         *projected, None if D is None else grads.dD.to(D.dtype), dz,
         None if dt_bias is None else grads.ddt_bias.to(dt_bias.dtype),
     )  # fmt: skip
+
+
+def scans_forward(u, dt, A, B, C, D, dt_bias, scans, summed) -> Tensor:
+    """Scans of one pass together: see `v2m.ops.ungated`. Returns (B, H, W, E), or (S, ...)."""
+    shape = u.shape[1:] if summed else (len(scans), *u.shape[1:])
+    y = torch.empty(shape, dtype=u.dtype, device=u.device)
+    if u.numel() == 0:
+        return y
+    inputs, listed = _several(u, dt, A, B, C, D, dt_bias, scans)
+    with on_device(u):
+        launchers.scan_forward(inputs, grid_of(u[0]), listed, y, summed=summed, shared=True)
+    return y
+
+
+def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed):
+    """Gradients (du, ddt, dA, dB, dC, dD, ddt_bias) of `scans_forward`, None for None."""
+    if u.numel() == 0:
+        originals = (u, dt, A, B, C, D, dt_bias)
+        return tuple(None if x is None else torch.zeros_like(x) for x in originals)
+    inputs, listed = _several(u, dt, A, B, C, D, dt_bias, scans)
+    with on_device(u):
+        grads = launchers.scan_backward(
+            dy.contiguous(), inputs, grid_of(u[0]), listed, None,
+            dy_slots=not summed, shared=True,
+        )  # fmt: skip
+        du, ddt = (_by_source(x, listed, len(u)).view(u.shape) for x in (grads.du, grads.ddt))
+        dB, dC = (
+            None if x is None else _by_source(x.sum(2), listed, len(u)).view(like.shape)
+            for x, like in ((grads.dB, B), (grads.dC, C))
+        )
+    return du, ddt, grads.dA, dB, dC, grads.dD, grads.ddt_bias
+
+
+def _several(u, dt, A, B, C, D, dt_bias, scans) -> tuple[ScanInputs, list[Scan]]:
+    _check_dtype(u)
+    if len(scans) > _MOST_SCANS:
+        raise InputError(
+            f"backend 'triton' takes up to {_MOST_SCANS} directions; got {len(scans)}."
+            " Use backend='eager'."
+        )
+    u, dt, D, dt_bias = (x.contiguous() for x in (u, dt, D, dt_bias))
+    B, C = (None if x is None else x.contiguous() for x in (B, C))
+    listed = [Scan(source, *sweep, mirror) for source, sweep, mirror in scans]
+    return ScanInputs(u, dt, A, B, C, D, dt_bias, None, 0, softplus=True), listed
+
+
+def _by_source(slabs: Tensor, scans: list[Scan], sources: int) -> Tensor:
+    """The sum of the slabs of each source's scans, (sources, ...)."""
+    order = [scan.source for scan in scans]
+    each = len(order) // sources
+    if order == [i // each for i in range(len(order))]:
+        return slabs.view(sources, each, *slabs.shape[1:]).sum(1)
+    found = [[i for i, source in enumerate(order) if source == wanted] for wanted in range(sources)]
+    return torch.stack([slabs[indices].sum(0) for indices in found])
 
 
 def core_forward(

@@ -72,9 +72,13 @@ def scan_forward(
     *,
     summed: bool,
     scale: float = 1.0,
+    shared: bool = False,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Run the scans of a pass into y: (tokens, E) if summed, else (S, tokens, E)."""
+    """Run the scans of a pass into y: (tokens, E) if summed, else (S, tokens, E).
+
+    shared: the operands have a slab for each of the scans' sources, not for each scan.
+    """
     states = inputs.A.shape[1]
     tile = tile or pick("scan", states)
     A = transposed_decay(inputs.A)
@@ -86,6 +90,7 @@ def scan_forward(
             inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z, y,
             grid.channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, scale=scale,
+            sources=pack([scans[i].source if shared else i for i in members], 4),
             slots=pack(members, 4), reverses=pack([scans[i].reverse for i in members], 1),
             SCANS=len(members) if summed else 1, SUMMED=summed,
             ADD=summed and number > 0, GATE_SUM=summed and len(families) == 1 and not scan.mirror,
@@ -105,15 +110,17 @@ def scan_backward(
     *,
     dy_slots: bool,
     scale: float = 1.0,
+    shared: bool = False,
     tile: Tile | None = None,
 ) -> ScanGradients:
-    """Gradients of `scan_forward`; with a gate, dz (tokens, E) is written.
+    """Gradients of `scan_forward`, a slab a scan; with a gate, dz (tokens, E) is written.
 
     dy is the gradient of y; without a gate, of what comes before the gate and the scale.
     """
     states, channels = inputs.A.shape[1], grid.channels
     device = dy.device
-    du, ddt = torch.empty_like(inputs.u), torch.empty_like(inputs.dt)
+    grids = len(scans), grid.tokens, channels
+    du, ddt = (torch.empty(grids, dtype=x.dtype, device=device) for x in (inputs.u, inputs.dt))
     A = transposed_decay(inputs.A)
     # Scans that add to one dz follow each other; else one launch balances all of them.
     families = groups(scans)
@@ -144,7 +151,9 @@ def scan_backward(
             du, ddt, partial, dB, dC, partial[:, states], partial[:, states + 1], dz, checkpoints,
             channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
-            places=places, scans=len(members), slots=pack(members, 4),
+            places=places, scans=len(members),
+            sources=pack([scans[i].source if shared else i for i in members], 4), SHARED=shared,
+            slots=pack(members, 4),
             reverses=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
             ADD=number > 0, LEAST_GATE=inputs.least_gate,
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,

@@ -77,14 +77,16 @@ def step_size(dt, bias, SOFTPLUS: tl.constexpr):
 
 
 # Whole numbers that vary freely: no version of a kernel for each that is 1 or a multiple of 16.
-SIZES = ["tokens", "length", "inner", "outer", "window", "height", "width", "slots", "reverses"]
+SIZES = ["tokens", "length", "inner", "outer", "window", "height", "width"]
+SIZES += ["sources", "slots", "reverses"]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_forward_kernel(
     u, dt, A, B, C, D, dt_bias, z, y,
     E, N, tokens, length, inner, outer, window, height, width, z_stride, scale,
-    slots,  # 4 bits a scan: which slab of u, dt, B, C (and y)
+    sources,  # 4 bits a scan: which slab of u, dt, B and C
+    slots,  # 4 bits a scan: which slab of y, where it has more than one
     reverses,  # 1 bit a scan
     SCANS: tl.constexpr,  # how many scans one program runs in sequence
     SUMMED: tl.constexpr,  # into one y; otherwise y has a slab a scan
@@ -97,7 +99,7 @@ def scan_forward_kernel(
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """u, dt: (slots, tokens, E); B, C: (slots, tokens, N); A: (N, E) times log2(e).
+    """u, dt: (sources, tokens, E); B, C: (sources, tokens, N); A: (N, E) times log2(e).
 
     z: (tokens, E), rows z_stride apart; y: (tokens, E) if SUMMED, else (slots, tokens, E). The
     grid's third axis counts the scans that are not in one program.
@@ -120,17 +122,17 @@ def scan_forward_kernel(
     for k in tl.static_range(SCANS):
         scan = tl.program_id(2) + k
         reverse = (reverses >> scan) & 1
-        slot = (slots >> (4 * scan)) & 15
+        source = (sources >> (4 * scan)) & 15
         token, steps = segment_start(tl.program_id(0), length, inner, outer, window, reverse)
         stride = inner.to(tl.int64) * (1 - 2 * reverse)
         y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
         y_stride = mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token
-        offset = (slot * slab + token) * E
-        offset_n = (slot * slab + token) * N
+        offset = (source * slab + token) * E
+        offset_n = (source * slab + token) * N
         offset_z = token * z_stride
         offset_y = y_token * E
         if not SUMMED:
-            offset_y += slot * slab * E
+            offset_y += ((slots >> (4 * scan)) & 15) * slab * E
         u_next = tl.load(u + offset + e, mask=mask_e, other=0.0)
         dt_next = tl.load(dt + offset + e, mask=mask_e, other=0.0)
         if z is not None and (k == SCANS - 1 or not GATE_SUM):

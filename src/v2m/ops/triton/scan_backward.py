@@ -227,7 +227,8 @@ def scan_backward_kernel(
     dy, u, dt, A, B, C, D, dt_bias, z,
     du, ddt, dA, dB, dC, dD, dbias, dz, checkpoints,
     E, N, tokens, segments, length, inner, outer, window, height, width, z_stride, share, scale,
-    places, scans, slots, reverses,
+    places, scans, sources, slots, reverses,
+    SHARED: tl.constexpr,  # u, dt, B, C are (sources, ...), not (slots, ...) like their gradients
     DY_SLOTS: tl.constexpr,  # dy is (slots, tokens, E), not common to the scans
     ADD: tl.constexpr,  # add to what dz holds
     LEAST_GATE: tl.constexpr,
@@ -291,10 +292,13 @@ def scan_backward_kernel(
         if DY_SLOTS:
             y_token += slot
         row = slot + token
+        source = row
+        if SHARED:
+            source = ((sources >> (4 * k)) & 15) * tokens.to(tl.int64) + token
         chunks = tl.cdiv(steps, CHUNK)
         first = (chunks - 1) * CHUNK  # step of the chunk at hand, from the last to the first
-        u_at = u + row * E + e
-        dt_at = dt + row * E + e
+        u_at = u + source * E + e
+        dt_at = dt + source * E + e
         last = first * stride_e
         us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
         dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
@@ -302,7 +306,7 @@ def scan_backward_kernel(
         dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
         B_at = None
         if B is not None:
-            B_at = B + row * N + n
+            B_at = B + source * N + n
         replay(
             u_at, dt_at, B_at, A_block, bias, live, saved, steps,
             stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, STATE, EVEN,
@@ -311,7 +315,8 @@ def scan_backward_kernel(
         dt_at += last
         du_at = du + (row * E + last) + e
         ddt_at = ddt + (row * E + last) + e
-        at_n = (row + first * stride) * N
+        at_n = (source + first * stride) * N
+        share_n = (row - source) * N  # from there to the gradients' slab
         at_z = token + first * stride
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
         state_at = saved + (chunks - 1) * STATE
@@ -335,12 +340,12 @@ def scan_backward_kernel(
             dB_at = None
             if B is not None:
                 Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
-                dB_at = dB + (at_n * blocks + block * N)
+                dB_at = dB + ((at_n + share_n) * blocks + block * N)
             Cs = None
             dC_at = None
             if C is not None:
                 Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
-                dC_at = dC + (at_n * blocks + block * N)
+                dC_at = dC + ((at_n + share_n) * blocks + block * N)
             sizes, decays, states = recompute(
                 h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, EVEN
             )
