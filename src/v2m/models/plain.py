@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
+from timm.layers import DropPath, PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from v2m.errors import InputError
-from v2m.layers import HAND_OVERS, Block, Mixer2d, RMSNorm, get_scan
+from v2m.layers import HAND_OVERS, Block, Mixer2d, RMSNorm, get_scan, resample_grid
 
 from .backbone import Backbone, init_head
 from .config import BackboneConfig, check_flag, check_whole
@@ -195,7 +195,9 @@ class Plain(Backbone):
         self, position: Tensor, grid: tuple[int, int], old: tuple[int, int]
     ) -> Tensor:
         """(1, old tokens, D) -> (1, new tokens, D), bicubic over the grid of patches."""
-        return resample_abs_pos_embed(position, list(grid), list(old), num_prefix_tokens=0)
+        if not torch.compiler.is_exporting() and tuple(grid) == tuple(old):
+            return position  # an exported program is not tied to the size it was traced with
+        return resample_grid(position.reshape(1, *old, -1), grid).flatten(1, 2)
 
     def _check_images(self, images: Tensor) -> None:
         super()._check_images(images)
