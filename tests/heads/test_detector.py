@@ -182,3 +182,36 @@ def test_with_a_resnet_it_is_torchvisions_own_model():
             assert torch.equal(ours_found["labels"], theirs_found["labels"] - 1)
             for key in ("boxes", "scores", "masks"):
                 assert torch.allclose(ours_found[key], theirs_found[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_boxes_are_computed_in_full_precision_under_autocast(hierarchical, masks):
+    """In bfloat16 a coordinate of 400 would be a multiple of 2."""
+    model = detector(hierarchical, masks=masks, min_size=448, max_size=480)
+    seen = {}
+
+    def anchors(_module, _inputs, output):
+        seen["anchors"] = output[0]
+
+    def regions(_module, inputs):
+        seen["regions"] = inputs[1][0]
+
+    model.network.rpn.anchor_generator.register_forward_hook(anchors)
+    model.network.roi_heads.box_roi_pool.register_forward_pre_hook(regions)
+    box = torch.tensor([[401.0, 301.0, 447.0, 361.0]])
+    target = {"boxes": box, "labels": torch.tensor([1])}
+    if masks:
+        target["masks"] = torch.zeros(1, 448, 480, dtype=torch.uint8)
+        target["masks"][0, 301:361, 401:447] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model([torch.rand(3, 448, 480)], [target])
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    low = dict(seen)
+    model([torch.rand(3, 448, 480)], [target])
+    assert torch.equal(low["anchors"], seen["anchors"])
+    assert (low["regions"] == box).all(1).any()  # the annotated box itself, among the regions
+    assert (low["regions"] != low["regions"].bfloat16().float()).any()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        (found,) = model.eval()([torch.rand(3, 448, 480)])
+    assert all(found[k].dtype == torch.float32 for k in found if k != "labels")
+    assert (found["boxes"] != found["boxes"].bfloat16().float()).any()

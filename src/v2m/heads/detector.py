@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 
 from v2m.errors import InputError
 from v2m.heads.backbone import DenseBackbone
@@ -80,12 +82,14 @@ def _network(config: DetectorConfig, backbone: DetectionBackbone) -> FasterRCNN:
     """torchvision's model, where class 0 is the background."""
     classes, channels = config.num_classes + 1, config.pyramid_channels
     sizes = tuple((size,) for size in config.anchor_sizes)
+    anchors = _Anchors(sizes, (ASPECT_RATIOS,) * len(sizes))
     keywords: dict[str, Any] = {
         "min_size": config.min_size,
         "max_size": config.max_size,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
-        "rpn_anchor_generator": AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes)),
+        "rpn_anchor_generator": anchors,
+        "rpn_head": _ProposalHead(channels, anchors.num_anchors_per_location()[0]),
         "box_head": TwoMLPHead(channels * REGION**2, config.box_channels),
         "box_predictor": _BoxPredictor(config.box_channels, classes),
         "box_batch_size_per_image": config.regions,
@@ -99,9 +103,32 @@ def _network(config: DetectorConfig, backbone: DetectionBackbone) -> FasterRCNN:
     return MaskRCNN(
         backbone,
         mask_head=MaskRCNNHeads(channels, (width,) * 4, 1),
-        mask_predictor=MaskRCNNPredictor(width, width, classes),
+        mask_predictor=_MaskPredictor(width, width, classes),
         **keywords,
     )
+
+
+# torchvision computes boxes in the precision of what its heads give. In bfloat16, which autocast
+# makes of it, a coordinate of 500 pixels is rounded to a multiple of 2, and so are the annotated
+# boxes that it is compared with. Hence anchors and what the heads say are float32 always.
+
+
+class _Anchors(AnchorGenerator):
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().set_cell_anchors(torch.float32, device)
+
+
+class _ProposalHead(RPNHead):
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, channels, H, W) -> scores (B, A, H, W) and offsets (B, 4 A, H, W) of each."""
+        scores, offsets = super().forward(x)
+        return [score.float() for score in scores], [offset.float() for offset in offsets]
+
+
+class _MaskPredictor(MaskRCNNPredictor):
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, H, W) -> (n, classes, 2 H, 2 W)."""
+        return super().forward(x).float()
 
 
 class _BoxPredictor(nn.Module):
@@ -120,4 +147,4 @@ class _BoxPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, channels) -> (n, classes), (n, 4 * classes)."""
-        return self.cls_score(x), self.bbox_pred(x)
+        return self.cls_score(x).float(), self.bbox_pred(x).float()
