@@ -301,6 +301,27 @@ def test_timm_reads_the_directory(model, tmp_path):
     assert fresh(images).shape == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["v2m_nano_patch4_28", "vim_tiny_patch16_224"])
+def test_timm_reads_the_directory_for_another_image_size(name, tmp_path):
+    """Saved on a grid that is not square: the position embedding is resampled from it."""
+    patch = small(name).config.patch_size
+    model = fill_deterministically(small(name, img_size=(2 * patch, 5 * patch))).eval()
+    save_model(model, tmp_path)
+    size = (6 * patch, 3 * patch)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size).eval()
+    assert loaded.config.img_size == size
+    images = images_for(loaded)
+    torch.testing.assert_close(loaded(images), model(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, patch_size=patch // 2)
+
+
+def test_a_checkpoint_gives_whole_models_only(model, tmp_path):
+    save_model(model, tmp_path)
+    with pytest.raises(InputError, match="takes no `features_only`; for feature maps use timm"):
+        v2m.from_checkpoint(tmp_path, features_only=True)
+
+
 def test_the_file_alone_says_what_it_is(model, tmp_path):
     folder = save_model(model, tmp_path / "run")
     alone = tmp_path / "alone.safetensors"

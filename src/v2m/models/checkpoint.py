@@ -60,6 +60,12 @@ def from_checkpoint(
         InputError: nothing there, damaged, of no known format, a pickle that asks for more than
             tensors, or keys unknown, missing or of another shape (all named).
     """
+    for key in ("features_only", "out_indices", "pretrained"):
+        if key in overrides:
+            raise InputError(
+                f"from_checkpoint gives a whole model and takes no `{key}`; for feature maps use"
+                " timm.create_model('local-dir:DIRECTORY', pretrained=True, features_only=True)."
+            )
     found = _read(source)
     if into is not None:
         return _warm_start(found, into, overrides)

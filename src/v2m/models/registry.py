@@ -1,16 +1,17 @@
 """The registered models: a size is a row of the table, and a name in timm's registry."""
 
+import math
 from difflib import get_close_matches
 from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from v2m.errors import InputError
 
 from .hierarchical import HierarchicalV2M, VMamba
-from .plain import V2M
+from .plain import V2M, Plain
 from .vim import Vim
 
 __all__ = ["MODELS", "create_model", "list_models"]
@@ -84,6 +85,19 @@ def _default_cfg(model_class: type[nn.Module], keywords: dict[str, Any]) -> dict
 default_cfgs = generate_default_cfgs({name: _default_cfg(*row[:2]) for name, row in MODELS.items()})
 
 
+def _fit_position(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What timm loads with `pretrained=True`, its position embedding on the grid of the model."""
+    position = state.get("pos_embed")
+    if position is None or not isinstance(model, Plain) or position.shape == model.pos_embed.shape:
+        return state
+    patch, stored = model.config.patch_size, model.pretrained_cfg["input_size"][1:]
+    old = tuple(-(-side // patch) for side in stored)
+    if position.shape[1] != math.prod(old) + model.prefix_tokens:
+        return state  # of other patches: loading names what does not fit
+    grid = model.config.grid_size
+    return {**state, "pos_embed": model.resample_position(position, grid, old)}
+
+
 def _register(name: str) -> None:
     model_class, size, description = MODELS[name]
 
@@ -92,6 +106,7 @@ def _register(name: str) -> None:
             model_class,
             name,
             pretrained,
+            pretrained_filter_fn=_fit_position,
             feature_cfg={"out_indices": model_class.feature_indices, "feature_cls": "getter"},
             **{**size, **keywords},
         )
