@@ -20,7 +20,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from study import KEY, read_rows
+from study_runs import KEY, read_rows
 
 from v2m.errors import InputError
 from v2m.recipes.study import BEST, VARIANTS
@@ -159,7 +159,7 @@ def draw(directory: Path, path: Path) -> None:
         ]
         mean = [statistics.mean(column) for column in zip(*lines)]
         label = VARIANTS[name].title.replace("`", "")
-        left.plot(range(1, len(mean) + 1), mean, color=colour, label=label, linewidth=1.4)
+        left.plot(range(1, len(mean) + 1), mean, ".-", color=colour, label=label, linewidth=1.4)
         test = values(rows, "test_top1", 100)
         right.plot(test, [place] * len(test), "o", color=colour, markersize=5, alpha=0.7)
         right.plot([statistics.mean(test)], [place], "|", color=colour, markersize=18)

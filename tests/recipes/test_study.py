@@ -24,6 +24,7 @@ from v2m.recipes.study import BEST, VARIANTS, Variant, build_variant, shallow
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import study
 import study_plot
+import study_runs
 import study_train
 
 CPU = torch.device("cpu")
@@ -289,9 +290,10 @@ def test_captured_steps_are_the_steps(name):
 @pytest.fixture
 def workplace(monkeypatch, tmp_path) -> Path:
     """Two tiny variants, threads for workers, and a count of the runs made in `made`."""
-    monkeypatch.setattr(study, "workers", lambda count: ThreadPoolExecutor(1))
+    for module in (study, study_runs):
+        monkeypatch.setattr(module, "workers", lambda count: ThreadPoolExecutor(1))
     tiny = {"corners": TINY, "corner": replace(TINY, title="other")}
-    for module in (study, study_plot):
+    for module in (study, study_runs, study_plot):
         monkeypatch.setattr(module, "VARIANTS", tiny)
     return tmp_path / "study_tiny"
 
@@ -311,8 +313,8 @@ def test_the_whole_study_goes_on_where_it_stopped(workplace, monkeypatch, capsys
     assert study.main(words(workplace, *rates, "--minutes", "0")) == 1
     assert capsys.readouterr().out.count("not started, out of time") == 4
     made = []
-    perform = study.perform
-    monkeypatch.setattr(study, "perform", lambda job: made.append(job.key) or perform(job))
+    perform = study_runs.perform
+    monkeypatch.setattr(study_runs, "perform", lambda job: made.append(job.key) or perform(job))
     assert study.main(words(workplace, *rates)) == 0
     rows = rows_of(workplace)
     assert [row["stage"] for row in rows] == ["tune"] * 4 + ["final"] * 4
@@ -330,7 +332,7 @@ def test_the_whole_study_goes_on_where_it_stopped(workplace, monkeypatch, capsys
         for row in rows
         if (row["stage"], row["variant"], row["seed"]) != ("final", "corner", "1")
     ]
-    study.write_rows(workplace / "runs.csv", study.COLUMNS, kept)
+    study_runs.write_rows(workplace / "runs.csv", study_runs.COLUMNS, kept)
     made.clear()
     assert study.main(words(workplace, *rates)) == 0
     assert [key[:3] for key in made] == [("final", "corner", "1")]
@@ -350,14 +352,14 @@ def test_the_whole_study_goes_on_where_it_stopped(workplace, monkeypatch, capsys
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(workplace, monkeypatch, capsys):
-    perform = study.perform
+    perform = study_runs.perform
 
     def fails(job):
         if (job.variant, job.seed) == ("corners", 1):
             raise RuntimeError("out of memory")
         return perform(job)
 
-    monkeypatch.setattr(study, "perform", fails)
+    monkeypatch.setattr(study_runs, "perform", fails)
     assert study.main(words(workplace, "--learning-rates", "1e-3")) == 1
     assert (
         "missing: final corners 1 0.001 2: RuntimeError: out of memory" in capsys.readouterr().out
@@ -373,13 +375,26 @@ def test_the_number_of_epochs_follows_the_slowest(workplace, monkeypatch):
     speed = [
         {"variant": "corners", "way": "eager", "ms_per_step": "9000", "error": ""},
         {"variant": "corners", "way": "captured", "ms_per_step": "20", "error": ""},
-        {"variant": "corner", "way": "eager", "ms_per_step": "60", "error": ""},
+        {"variant": "corner", "way": "eager", "ms_per_step": "55", "error": ""},
         {"variant": "corner", "way": "captured", "ms_per_step": "", "error": "no"},
     ]
     plan = study.make_plan(arguments, speed)
     assert plan["captured"] == ["corners"]
-    assert plan["epochs"] == 5  # of 140 steps of 0.06 s, in nine tenths of 40 s: 4, but 5 at least
+    assert plan["left_out"] == []
+    assert plan["epochs"] == 5  # of 140 steps of 0.055 s, in nine tenths of 40 s: 4, but 5 at least
     assert study.make_plan(arguments, []) == plan  # what was decided stays
+
+
+def test_variants_that_are_too_slow_or_fail_are_left_out(workplace):
+    arguments = study.parse(words(workplace, "--run-seconds", "40"))
+    workplace.mkdir()
+    row = {"variant": "corner", "way": "eager", "ms_per_step": "", "error": "out of memory"}
+    speed = [{**row, "variant": "corners", "ms_per_step": "20", "error": ""}, row]
+    assert study.make_plan(arguments, speed)["left_out"] == ["corner"]
+    (workplace / "plan.json").unlink()
+    speed[1] = {**row, "ms_per_step": "1000", "error": ""}
+    plan = study.make_plan(arguments, speed)
+    assert (plan["left_out"], plan["epochs"]) == (["corner"], 2)
 
 
 def test_messages(workplace, capsys):
