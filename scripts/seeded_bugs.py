@@ -161,11 +161,10 @@ def run_tests(folder: Path, tests: str) -> tuple[int, str, float]:
     return done.returncode, first, time.monotonic() - started
 
 
-def seed(bug: Bug) -> dict[str, object]:
-    """The outcome of one bug."""
+def seed(bug: Bug, original: Path) -> dict[str, object]:
+    """The outcome of one bug in a copy of `original`."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        copy(folder)
+        folder = Path(shutil.copytree(original, name, dirs_exist_ok=True))
         path = folder / "src" / "v2m" / bug.file
         source = path.read_text()
         assert source.count(bug.old) == 1, (
@@ -193,16 +192,15 @@ def main() -> int:
     args = parser.parse_args()
 
     bugs = [bug for bug in BUGS if not args.only or bug.name in args.only]
-    with tempfile.TemporaryDirectory() as name:
-        copy(Path(name))
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.jobs) as pool:
+        original = Path(name)
+        copy(original)
         needed = sorted({bug.tests for bug in bugs})
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for code, first, _ in pool.map(lambda tests: run_tests(Path(name), tests), needed):
-                if code != 0:
-                    print(f"without any bug, {first or code} fails", file=sys.stderr)
-                    return 2
-    with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(seed, bugs))
+        for code, first, _ in pool.map(lambda tests: run_tests(original, tests), needed):
+            if code != 0:
+                print(f"without any bug, {first or code} fails", file=sys.stderr)
+                return 2
+        rows = list(pool.map(lambda bug: seed(bug, original), bugs))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with open(args.output, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())

@@ -185,9 +185,10 @@ for epoch in itertools.count(1):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
-def test_kill_in_the_middle_of_saves(tmp_path: Path) -> None:
-    generator = random.Random(0)
-    for case in range(12):
+@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.slow)])
+def test_kill_in_the_middle_of_saves(tmp_path: Path, count: int) -> None:
+    generator = random.Random(count)
+    for case in range(count):
         root = tmp_path / str(case)
         process = subprocess.Popen(
             [sys.executable, "-c", _ENDLESS, str(root), store_module.__file__],
