@@ -114,9 +114,11 @@ def _check(u, dt, A, B, C, D, z, dt_bias, axis, window) -> int:
             raise InputError(
                 f"`{name}` is on {tensor.device} and `u` on {u.device}; move both to one device."
             )
-    if axis not in (1, 2, -3, -2):
-        raise InputError(f"`axis` must be 1 (along H) or 2 (along W) of (B, H, W, E); got {axis}.")
-    if window is not None and (not isinstance(window, int) or window < 1):
+    if type(axis) is not int or axis not in (1, 2, -3, -2):
+        raise InputError(
+            f"`axis` must be 1 (along H) or 2 (along W) of (B, H, W, E); got {axis!r}."
+        )
+    if window is not None and (type(window) is bool or not isinstance(window, int) or window < 1):
         raise InputError(f"`window` must be a whole number of at least 1, or None; got {window!r}.")
     return axis % 4
 
