@@ -110,8 +110,7 @@ def evaluate_classifier(
     if metrics is None:
         raise InputError("there is nothing to evaluate: the data set yields no images.")
     figures = metrics.compute()
-    classes = probabilities[0].shape[1]
-    confusion = figures["confusion"].cpu().numpy().reshape(classes, classes)  # a number for K = 1
+    confusion = np.atleast_2d(figures["confusion"].cpu().numpy())  # of one class, a number
     return ClassificationResult(
         top1=float(confusion.trace() / confusion.sum()),
         top5=figures["top5"].item(),

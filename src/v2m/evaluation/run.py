@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import v2m
 from v2m.data import DataConfig, ImageDataset, create_loader, load_dataset, shuffle_patches
@@ -98,18 +99,7 @@ def evaluate_on(
         std=cfg["std"],
         num_workers=workers,
     )
-    transform = None
-    if shuffled:
-        generator, size = torch.Generator().manual_seed(seed), patch_size(model)
-        if size is None:
-            raise InputError(
-                f"{type(model).__name__} has no patches of one size, so they cannot be shuffled: "
-                "leave --shuffle-patches out."
-            )
-
-        def transform(images: torch.Tensor) -> torch.Tensor:
-            return shuffle_patches(images, size, generator)
-
+    transform = _shuffler(model, seed) if shuffled else None
     with reporter:
         reporter.start_evaluation(f"{dataset.name} {split}", len(dataset))
         result = evaluate_classifier(
@@ -125,6 +115,17 @@ def evaluate_on(
         "classes": class_rows(result, dataset.classes),
         "confusion": result.confusion.tolist(),
     }
+
+
+def _shuffler(model: nn.Module, seed: int) -> Callable[[Tensor], Tensor]:
+    """Puts the patches of each image of a batch in random order."""
+    generator, size = torch.Generator().manual_seed(seed), patch_size(model)
+    if size is None:
+        raise InputError(
+            f"{type(model).__name__} has no patches of one size, so they cannot be shuffled: "
+            "leave --shuffle-patches out."
+        )
+    return lambda images: shuffle_patches(images, size, generator)
 
 
 def check_classes(model: nn.Module, dataset: ImageDataset) -> None:
