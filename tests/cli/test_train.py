@@ -148,7 +148,7 @@ def test_evaluate_takes_the_last_checkpoint_of_an_unfinished_run(
 ) -> None:
     os.symlink(run / "checkpoints", tmp_path / "checkpoints")
     assert main(["evaluate", str(tmp_path), "--data", str(folder), "--workers", "0"]) == 0
-    assert "not finished: evaluating" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("not finished: taking") == 1
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,18 @@ def test_signals_end_with_their_code(
     assert errors.startswith("v2m: stopped by ")
     assert "--resume" in errors
     assert "Traceback" not in errors
+
+
+def test_prediction_from_a_run_that_is_not_finished(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run / "checkpoints", unfinished / "checkpoints")
+    image = str(folder / "test" / "dark" / "0.png")
+    assert main(["predict", str(unfinished), image, "--format", "csv"]) == 0
+    captured = capsys.readouterr()
+    assert {line.split(",")[3] for line in captured.out.splitlines()[1:]} == {"dark", "light"}
+    assert "the run is not finished: taking" in captured.err
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')} is for models of --task segment.")
     figures = evaluate_on(
-        arguments.model,
+        folder,
         arguments.data,
         split=arguments.split,
         batch_size=arguments.batch_size or 128,

@@ -52,9 +52,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify, and print or write the result; 0, or InputError."""
+    from v2m.engine.progress import ConsoleReporter
     from v2m.evaluation.dense_run import stored_task
+    from v2m.evaluation.run import model_folder
     from v2m.predict import Predictor, find_images
 
+    messages = Console(stderr=True)
+    args.model = model_folder(args.model, ConsoleReporter(messages, epochs=1, steps=1))
     task = stored_task(args.model)
     if args.task not in (None, task):
         raise InputError(f"--task {args.task}: {args.model} was trained to {task}.")
@@ -64,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     paths = find_images(args.images)
     predictor = Predictor.load(args.model, device=args.device)
     skipped: list[tuple[Path, str]] = []
-    messages = Console(stderr=True)
     predictions = []
     with _progress(messages, disable=len(paths) <= args.batch_size) as progress:
         task = progress.add_task("classifying", total=len(paths))

@@ -20,6 +20,7 @@ from v2m.engine.distributed import Ranks, choose_device
 from v2m.engine.progress import ConsoleReporter, Reporter
 from v2m.errors import InputError
 from v2m.evaluation.detection import evaluate_detector
+from v2m.evaluation.run import stored_split
 from v2m.evaluation.segmentation import MULTI_SCALE, Inference, evaluate_segmenter
 from v2m.heads import Detector, Segmenter, from_directory
 from v2m.heads.checkpoint import ARCHITECTURES, read_dense_config
@@ -82,7 +83,8 @@ def evaluate_dense(
     if isinstance(model, Detector) and (multi_scale or window):
         raise InputError("--multi-scale and --window are for models of --task segment.")
     load = load_detection if isinstance(model, Detector) else load_segmentation
-    dataset = load(data, split, on_error=on_error)
+    kept_aside = stored_split(read_dense_config(folder))
+    dataset = load(data, split, on_error=on_error, **kept_aside)
     _check_classes(model, dataset)
     cfg = model.pretrained_cfg
     transform = detection_evaluation()

@@ -34,24 +34,22 @@ def model_folder(path: str | os.PathLike, reporter: Reporter) -> Path:
         newest = run.store.newest(reporter.message)
         if newest is None:
             raise InputError(f"{path} is a run without a whole checkpoint yet.")
-        reporter.message(f"the run is not finished: evaluating {newest}")
+        reporter.message(f"the run is not finished: taking {newest}")
         path = newest
     return path
 
 
-def stored_split(folder: str | os.PathLike) -> dict[str, Any]:
-    """How the run that left a model kept validation and test images aside: the keywords of
-    `load_dataset` for it, so that no image it was trained on is taken for one of them.
+def stored_split(config: Any) -> dict[str, Any]:
+    """How the run that left a model kept validation and test images aside, from its `config.json`:
+    keywords for loading a data set, so that no image it was trained on is taken for one of them.
     """
-    path = Path(folder)
-    data: Any = read_config(path) if (path / "config.json").is_file() else {}
     for key in ("v2m", "training", "data"):
-        data = data.get(key) if isinstance(data, dict) else None
-    names = {"validation_fraction": "validation_fraction", "split_seed": "seed"}
-    found = data if isinstance(data, dict) else {}
+        config = config.get(key) if isinstance(config, dict) else None
+    found = config if isinstance(config, dict) else {}
+    keywords = {"validation_fraction": "validation_fraction", "split_seed": "seed"}
     return {
         keyword: found[name]
-        for name, keyword in names.items()
+        for name, keyword in keywords.items()
         if isinstance(found.get(name), int | float)
     }
 
@@ -83,15 +81,15 @@ def evaluate_on(
     reporter = Reporter() if console is None else ConsoleReporter(console, epochs=1, steps=1)
     folder = model_folder(model_path, reporter)
     model = v2m.from_checkpoint(folder).to(choose_device(device, Ranks()))
-    dataset = load_dataset(data, split, on_error=on_error, **stored_split(folder))
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    dataset = load_dataset(data, split, on_error=on_error, **stored_split(config))
     check_classes(model, dataset)
     cfg = model.pretrained_cfg
-    config = DataConfig(
-        crop_pct=cfg.get("crop_pct", 0.875), interpolation=cfg.get("interpolation", "bicubic")
-    )
     loader = create_loader(
         dataset,
-        config,
+        DataConfig(
+            crop_pct=cfg.get("crop_pct", 0.875), interpolation=cfg.get("interpolation", "bicubic")
+        ),
         is_training=False,
         input_size=cfg["input_size"],
         batch_size=batch_size,
