@@ -97,7 +97,7 @@ TILES: dict[str, tuple[Tile, ...]] = {
     ),
     "project": (Tile(64, 32, 2, 3), Tile(32, 32, 2, 3)),
     "project_backward_low": (Tile(64, 64, 4, 3), Tile(64, 32, 2, 3)),
-    "project_backward": (Tile(32, 32, 2), Tile(32, 32, 4)),
+    "project_backward": (Tile(32, 32, 2), Tile(64, 64, 4), Tile(128, 32, 4), Tile(32, 16, 1)),
     "conv_backward": (Tile(32, 32, 2), Tile(64, 16, 2)),
     "gate": (Tile(128, 32, 4),),
 }

@@ -110,12 +110,7 @@ def project_backward_kernel(
                 (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
             )  # fmt: skip
             row = scan * tokens.to(tl.int64) + start
-            pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
-            conv = causal_conv(
-                pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
-                position, e, mask_t, mask_e, WIDTH,
-            )  # fmt: skip
-            gate = sigmoid(conv)
+            # All loads before the first use of one.
             dlow_rows = (dlow + row * (R + N)) + local[:, None] * (R + N)
             low = tl.load(dlow_rows + r[None, :], mask_t[:, None] & mask_r[None, :], 0.0)
             other = tl.load(dlow_rows + R + n[None, :], mask_t[:, None] & mask_n[None, :], 0.0)
@@ -124,9 +119,15 @@ def project_backward_kernel(
                 mask_t[:, None] & mask_r[None, :], 0.0,
             )  # fmt: skip
             du_pointers = (du + row * E + first) + tile
-            d_input = tl.load(du_pointers, mask, 0.0).to(tl.float32)
+            d_value = tl.load(du_pointers, mask, 0.0)
             d_step = tl.load((ddt + row * E + first) + tile, mask, 0.0)
-            d_input = tl.dot(low, w_low, d_input, input_precision=PRECISION)
+            pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
+            conv = causal_conv(
+                pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
+                position, e, mask_t, mask_e, WIDTH,
+            )  # fmt: skip
+            gate = sigmoid(conv)
+            d_input = tl.dot(low, w_low, d_value.to(tl.float32), input_precision=PRECISION)
             d_input = tl.dot(other, w_other, d_input, input_precision=PRECISION)
             d_out = d_input * gate * (1.0 + conv * (1.0 - gate))
             tl.store(du_pointers, d_out.to(dtype), mask)
@@ -188,20 +189,20 @@ def conv_backward_kernel(
         for _ in tl.static_range(WIDTH):
             later = later + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
         for scan in range(scans):
-            position, length, stride = scan_position(
-                grid_row, grid_column, height, width,
-                (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
-            )  # fmt: skip
-            reads_this = ((sources >> (4 * scan)) & 15) == source
-            ahead = tl.where(reads_this, length - position, 0)
-            moved = (scan * tokens.to(tl.int64) + start) * E + first
-            found = ()
-            for tap in tl.static_range(WIDTH):
-                taken = (mask_t & (ahead > tap))[:, None] & mask_e[None, :]
-                at = moved + tap * stride.to(tl.int64) * E
-                share_of_scan = tl.load((d_out + at) + tile, taken, 0.0).to(tl.float32)
-                found = found + (later[tap] + share_of_scan,)
-            later = found
+            if ((sources >> (4 * scan)) & 15) == source:
+                position, length, stride = scan_position(
+                    grid_row, grid_column, height, width,
+                    (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
+                )  # fmt: skip
+                ahead = length - position
+                moved = (scan * tokens.to(tl.int64) + start) * E + first
+                found = ()
+                for tap in tl.static_range(WIDTH):
+                    taken = (mask_t & (ahead > tap))[:, None] & mask_e[None, :]
+                    at = moved + tap * stride.to(tl.int64) * E
+                    share_of_scan = tl.load((d_out + at) + tile, taken, 0.0).to(tl.float32)
+                    found = found + (later[tap] + share_of_scan,)
+                later = found
         total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
         for tap in tl.static_range(WIDTH):
             w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0).to(tl.float32)
