@@ -38,6 +38,7 @@ def main() -> None:
         command.add_argument("--device", default="auto")
         command.add_argument("--only", nargs="*", choices=every, default=every)
         command.add_argument("--epochs", nargs="*", default=[], metavar="DATA=N")
+    commands.choices["one"].add_argument("--probe", type=int, help="time it beside so many")
     train = commands.choices["train"]
     train.add_argument("--seconds", type=float, help="choose the epochs that take that long")
     train.add_argument("--jobs", type=int, default=6, help="how many run side by side")

@@ -23,8 +23,8 @@ from v2m.visualize.dense_examples import object_pair
 from v2m.visualize.dense_run import DenseRun, read_dense_run
 from v2m.visualize.drawing import draw_classes, enlarged
 
+from .probes import read_probes
 from .recipe import DATA, MODELS
-from .training import read_probes
 
 COLUMNS = (
     *("data", "backbone", "parameters_million", "epochs", "steps", "batch", "figure", "value"),
@@ -142,7 +142,7 @@ def _class_columns(runs: dict[str, DenseRun], shown: tuple[int, ...]) -> dict[st
         "what is there": [draw_classes(i, np.asarray(c), colors) for i, c in items],
     }
     for run in runs.values():
-        predictor = DensePredictor(run.directory, device="cpu")
+        predictor = DensePredictor(run.directory)
         columns[run.model["model_args"]["backbone"]] = [
             draw_classes(image, predictor.classes(image), colors) for image, _ in items
         ]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
-from statistics import median
 
 import torch
 
+from .probes import FOLDER, probe_alone, probe_together
 from .recipe import EPOCHS, config
 
-PROBES = "speed_alone.json"
-OVERLAP = 2.0  # how much faster runs side by side on a GPU are taken to be than one after another
+REST = 1.25  # time of a run over that of its training steps: validation, checkpoints, the report
 PATIENCE = 1.35  # of the planned time: then what still runs is told to stop
-WARM, TIMED = 6, 12  # steps
 
 
 def train(args: argparse.Namespace) -> None:
@@ -28,15 +24,27 @@ def train(args: argparse.Namespace) -> None:
     epochs = _chosen(args)
     deadline = None
     if args.seconds:
-        epochs |= _fitting(args, _probe(args))
+        probe_alone(args)
+        epochs |= _fitting(args)
         deadline = time.monotonic() + PATIENCE * args.seconds
     print("epochs:", epochs, flush=True)
+    _run_all(args, args.jobs, epochs, deadline)
+
+
+def _run_all(
+    args: argparse.Namespace,
+    jobs: int,
+    epochs: dict[str, int],
+    deadline: float | None = None,
+    extra: tuple[str, ...] = (),
+) -> None:
+    """Run `one` for each of `args.only`; after the deadline, tell what still runs to stop."""
     waiting, running = list(args.only), {}
     stopped = False
     while waiting or running:
-        while waiting and len(running) < args.jobs and not stopped:
+        while waiting and len(running) < jobs:
             name = waiting.pop(0)
-            running[name] = _start(args, name, epochs)
+            running[name] = _start(args, name, epochs, extra)
         for name in [name for name, process in running.items() if process.poll() is not None]:
             code = running.pop(name).returncode
             print(f"{name}: {'finished' if code == 0 else f'exit code {code}'}", flush=True)
@@ -45,7 +53,7 @@ def train(args: argparse.Namespace) -> None:
             stopped, waiting = True, []
             for process in running.values():
                 process.terminate()  # which stores a checkpoint
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, int]:
@@ -53,9 +61,11 @@ def _chosen(args: argparse.Namespace) -> dict[str, int]:
     return {**EPOCHS[args.scale], **{name: int(number) for name, number in given.items()}}
 
 
-def _start(args: argparse.Namespace, name: str, epochs: dict[str, int]) -> subprocess.Popen:
+def _start(
+    args: argparse.Namespace, name: str, epochs: dict[str, int], extra: tuple[str, ...]
+) -> subprocess.Popen:
     words = ["--data", args.data, "--output", args.output, "--scale", args.scale]
-    words += ["--device", args.device, "--only", name]
+    words += ["--device", args.device, "--only", name, *extra]
     words += ["--epochs", *(f"{key}={value}" for key, value in epochs.items())]
     with open(args.output / f"{name}.log", "w") as log:
         command = [sys.executable, "-m", "benchmarks.dense", "one", *map(str, words)]
@@ -63,81 +73,38 @@ def _start(args: argparse.Namespace, name: str, epochs: dict[str, int]) -> subpr
 
 
 def one(args: argparse.Namespace) -> None:
-    """Train a single run here."""
+    """Train a single run here, or time its steps beside others."""
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    if args.probe:
+        probe_together(args, args.probe)
+        return
     from rich.console import Console
 
     from v2m.engine.trainer import train as train_run
 
-    if args.device == "cpu":
-        torch.set_num_threads(1)
     (name,) = args.only
     data, model = name.split("-")
     wanted = config(data, model, args.scale, args.data, _chosen(args)[data], args.device)
     train_run(wanted, args.output / name, resume=True, console=Console(width=150))
 
 
-def _probe(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Training images a second and memory of each run alone, in turn; kept for the table."""
-    path = args.output / PROBES
-    found = json.loads(path.read_text()) if path.is_file() else {}
+def _fitting(args: argparse.Namespace) -> dict[str, int]:
+    """Epochs of each data set, the same for its models, that take `args.seconds` side by side."""
+    folder = args.output / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    count = len(args.only)
+    _run_all(args, count, _chosen(args), extra=("--probe", str(count)))
+    fitting: dict[str, int] = {}
     for name in args.only:
-        if name not in found:
-            found[name] = _alone(args, *name.split("-"))
-            print(name, "alone:", found[name], flush=True)
-            path.write_text(json.dumps(found))
-    return found
-
-
-def _alone(args: argparse.Namespace, data: str, model: str) -> dict[str, float]:
-    from v2m.engine.distributed import Ranks
-    from v2m.engine.loop import train_epoch
-    from v2m.engine.progress import Reporter
-    from v2m.engine.session import build_session
-
-    wanted = config(data, model, args.scale, args.data, 2, args.device)
-    wanted = replace(wanted, run=replace(wanted.run, limit_batches=WARM + TIMED))
-    session = build_session(wanted, Ranks())
-    cuda = session.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    ends: list[float] = []
-
-    def after_step() -> None:
-        if cuda:
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-
-    session.train_loader.set_epoch(0)
-    with Reporter() as reporter:
-        train_epoch(session.loop, session.train_loader, reporter=reporter, after_step=after_step)
-    times = [after - before for before, after in zip(ends[WARM - 1 :], ends[WARM:])]
-    images, batch = len(session.train_set), wanted.data.batch_size
-    figures = {
-        "images_per_second": batch / median(times),
-        "epoch_seconds": images // batch * median(times),
-    }
-    if cuda:
-        figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    del session
-    gc.collect()
-    if cuda:
-        torch.cuda.empty_cache()
-    return figures
-
-
-def _fitting(args: argparse.Namespace, alone: dict[str, dict[str, float]]) -> dict[str, int]:
-    """Epochs of each data set, the same for its models, so that each gets an equal share."""
-    datas = list(dict.fromkeys(name.split("-")[0] for name in args.only))
-    share = args.seconds * (OVERLAP if args.jobs > 1 else 1.0) / len(datas)
-    fitting = {}
-    for data in datas:
-        names = [name for name in args.only if name.startswith(f"{data}-")]
-        epoch = sum(alone[name]["epoch_seconds"] for name in names)
-        fitting[data] = max(2, int(share / (1.25 * epoch)))  # a fifth of it validates and stores
-    return fitting
-
-
-def read_probes(output: Path) -> dict[str, dict[str, float]]:
-    """What `train --seconds` measured, or nothing."""
-    path = output / PROBES
-    return json.loads(path.read_text()) if path.is_file() else {}
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            raise SystemExit(f"{name} could not be timed; see {args.output / name}.log")
+        figures = json.loads(path.read_text())
+        print(name, "beside the others:", figures, flush=True)
+        fits = max(1, int(args.seconds / (REST * figures["epoch_seconds"])))
+        data = name.split("-")[0]
+        fitting[data] = min(fits, fitting.get(data, fits))
+    waves = -(-count // args.jobs)
+    return {data: max(1, number // waves) for data, number in fitting.items()}

@@ -26,7 +26,10 @@ SETTINGS = [
 SETTINGS += ["--set", "data.batch_size=4", "--set", "data.workers=0", "--set", "schedule.epochs=1"]
 SETTINGS += ["--set", "schedule.warmup_epochs=0"]
 SMALL = {
-    "detect": ["min_sizes=64", "max_size=64", "pyramid_channels=8", "box_channels=8"],
+    "detect": [
+        *("min_sizes=64", "max_size=64", "pyramid_channels=8", "box_channels=8"),
+        *("mask_channels=8", "regions=64"),
+    ],
     "segment": ["crop=32,32", "channels=8", "auxiliary_channels=8", "short_side=none"],
 }
 
