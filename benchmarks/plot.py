@@ -1,10 +1,19 @@
-"""Draws the kernels' times against their floors from the CSV of benchmarks/kernels.py.
+"""Pictures and the table of docs/performance.md from the CSVs of `python -m benchmarks.gpu`.
 
-python benchmarks/plot.py benchmarks/results/h100_kernels.csv docs/images/h100_kernels.png
+    python benchmarks/plot.py DIR docs/images              # DIR/kernels.csv, scan.csv, ...
+    python benchmarks/plot.py DIR docs/images --page docs/performance.md   # fills the table too
+    python benchmarks/plot.py benchmarks/results/h100_kernels.csv docs/images/h100_kernels.png
+
+Draws what there are figures for: each kernel against its floor; the share of its floor that a scan
+reaches, by length; time and memory of a training step against the resolution. The table's rows are
+in TARGETS; a row without a figure stays "not measured".
 """
 
+from __future__ import annotations
+
+import argparse
 import csv
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -12,13 +21,126 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+Rows = list[dict[str, str]]
+START, END = "<!-- targets: benchmarks/plot.py -->", "<!-- end of targets -->"
+TINY, SMALL, HIER = "v2m_tiny_patch16_224", "v2m_small_patch16_224", "v2m_hier_small_224"
+DEIT = "deit_tiny_patch16_224"
 
-def draw(source: Path, target: Path) -> None:
-    with source.open(newline="") as file:
-        rows = list(csv.DictReader(file))[::-1]
-    labels = [f"{row['kernel'].removesuffix('_kernel')} ({row['work']})" for row in rows]
-    times = [float(row["microseconds"]) for row in rows]
-    floors = [float(row["floor_microseconds"] or 0) for row in rows]
+
+def read(path: Path) -> Rows:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [r for r in csv.DictReader(file) if not r.get("note", "").startswith("failed")]
+
+
+def best(rows: Rows, column: str, **wanted: str) -> dict[str, str] | None:
+    """The row that matches and has most in a column; of times, least."""
+    found = [r for r in rows if r[column] and all(r[k] == v for k, v in wanted.items())]
+    sign = -1 if column == "ms" else 1
+    return max(found, key=lambda r: sign * float(r[column]), default=None)
+
+
+def speed(work: str, name: str, size: int = 224, batch: int = 128) -> Callable[[Rows], str | None]:
+    def reached(rows: Rows) -> str | None:
+        label = {"workload": work, "size": str(size), "batch": str(batch)}
+        row = best(rows, "images_per_second", contestant=name, **label)
+        if row is None:
+            return None
+        text = f"{float(row['images_per_second']):,.0f} images/s, {row['way']}"
+        yardstick = best(rows, "images_per_second", contestant=DEIT, **label)
+        if yardstick:
+            ratio = float(row["images_per_second"]) / float(yardstick["images_per_second"])
+            text += f"; {ratio:.3f}x DeiT-T"
+        return text
+
+    return reached
+
+
+def memory(name: str) -> Callable[[Rows], str | None]:
+    def reached(rows: Rows) -> str | None:
+        found = [r for r in rows if r["workload"] == "training" and r["contestant"] == name]
+        found = [r for r in found if r["size"] == "224" and r["memory_gb"]]
+        return f"{min(float(r['memory_gb']) for r in found):.2f} GB" if found else None
+
+    return reached
+
+
+def time_of(work: str, size: str) -> Callable[[Rows], str | None]:
+    def reached(rows: Rows) -> str | None:
+        row = best(rows, "ms", workload=work, size=size)
+        return row and f"{float(row['ms']):.2f} ms, {float(row['of_floor']):.0%} of the floor"
+
+    return reached
+
+
+def least_share(work: str) -> Callable[[Rows], str | None]:
+    def reached(rows: Rows) -> str | None:
+        found = [(float(r["of_floor"]), r["size"]) for r in rows if r["workload"] == work]
+        if not found:
+            return None
+        low, high = min(found), max(found)
+        return f"{low[0]:.0%} ({low[1]}) to {high[0]:.0%} ({high[1]})"
+
+    return reached
+
+
+TARGETS: tuple[tuple[str, str, str, Callable[[Rows], str | None]], ...] = (
+    ("V2M-T inference, batch 128", "6,000 images/s; 0.125x DeiT-T", "12,000",
+     speed("inference", TINY)),
+    ("V2M-T training, batch 128", "1,600 images/s; 0.167x DeiT-T", "3,200",
+     speed("training", TINY)),
+    ("V2M-T training memory, batch 128", "6 GB", "4.2 GB", memory(TINY)),
+    ("V2M-S inference", "3,000 images/s", "6,000", speed("inference", SMALL)),
+    ("V2M-S training", "750 images/s", "1,500", speed("training", SMALL)),
+    ("V2M-S* inference", "3,000 images/s", "4,500", speed("inference", HIER)),
+    ("V2M-S* training", "1,100 images/s", "1,600", speed("training", HIER)),
+    ("one mixer (128,14,14), forward", "0.85 ms", "0.42 ms",
+     time_of("mixer forward", "128x14x14")),
+    ("one mixer (128,14,14), with backward", "3.2 ms", "1.6 ms",
+     time_of("mixer with backward", "128x14x14")),
+    ("one mixer (1,512,512), forward", "12 ms", "6 ms", time_of("mixer forward", "1x512x512")),
+    ("one mixer (1,512,512), with backward", "40 ms", "22 ms",
+     time_of("mixer with backward", "1x512x512")),
+    ("V2M-T at 1248 px, batch 8, training", "80 images/s", "208",
+     speed("training", TINY, 1248, 8)),
+    ("V2M-T at 2048 px, batch 4, training", "1x DeiT-T", "2x DeiT-T",
+     speed("training", TINY, 2048, 4)),
+    ("scan forward, share of its floor", "65 % at every length", "80 %",
+     least_share("scan forward")),
+    ("scan backward, share of its floor", "35 %", "55 %", least_share("scan backward")),
+)  # fmt: skip
+
+
+def table(rows: Rows) -> str:
+    lines = ["| work | milestone | target | reached |", "|---|---|---|---|"]
+    for work, milestone, target, reached in TARGETS:
+        lines.append(f"| {work} | {milestone} | {target} | {reached(rows) or 'not measured'} |")
+    return "\n".join(lines)
+
+
+def fill(page: Path, rows: Rows) -> None:
+    """Put the table between its marks."""
+    text = page.read_text()
+    if START not in text or END not in text:
+        raise SystemExit(f"{page} has no lines {START} and {END}.")
+    before, rest = text.split(START, 1)
+    after = rest.split(END, 1)[1]
+    page.write_text(f"{before}{START}\n{table(rows)}\n{END}{after}")
+
+
+def draw_kernels(rows: Rows, target: Path) -> None:
+    """Bars of a core's kernels; rows of this benchmark, or of the first tuning run's CSV."""
+    bars = []
+    for row in rows[::-1]:
+        if "kernel" in row:
+            time, floor = float(row["microseconds"]), float(row["floor_microseconds"] or 0)
+            bars.append((row["kernel"], row["work"], time, floor))
+        elif row["item"] == "kernels" and row["workload"] != "core":
+            floor = 1e3 * float(row["floor_ms"] or 0)
+            bars.append((row["workload"], row["way"], 1e3 * float(row["ms"]), floor))
+    labels = [f"{kernel.removesuffix('_kernel')} ({work})" for kernel, work, *_ in bars]
+    times, floors = [bar[2] for bar in bars], [bar[3] for bar in bars]
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     axes.barh(labels, times, color="#9db7d5", label="measured")
     axes.barh(labels, floors, height=0.35, color="#1f4e79", label="floor")
@@ -27,13 +149,77 @@ def draw(source: Path, target: Path) -> None:
         axes.text(time, place, f" {time:.0f} us{share}", va="center", fontsize=8)
     axes.set_xlim(0, max(times) * 1.5)
     axes.set_xlabel("microseconds a layer, V2M-T core, batch 128, 224 px, bf16")
-    axes.set_title(rows[0]["device"], fontsize=10)
-    axes.legend(loc="lower right", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(figure, axes, rows[0]["device"], target)
+
+
+def draw_shares(rows: Rows, target: Path) -> None:
+    """Share of its floor that one scan reaches, by the length of its lines."""
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for work, color in (("scan forward", "#1f4e79"), ("scan backward", "#c05a2e")):
+        points = []
+        for row in rows:
+            if row["workload"] == work:
+                points.append((int(row["size"].split("x")[2]), 100 * float(row["of_floor"])))
+        points.sort()
+        axes.plot(*zip(*points), "o-", color=color, label=work)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("steps of a line")
+    axes.set_ylabel("% of the floor")
+    _finish(figure, axes, rows[0]["device"], target)
+
+
+def draw_resolutions(rows: Rows, target: Path) -> None:
+    """Milliseconds and memory of a training step, an image, against the side of the image."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for name, color in ((TINY, "#1f4e79"), (DEIT, "#c05a2e")):
+        for axes, column, label in zip(both, ("ms", "memory_gb"), ("ms", "GB")):
+            points: dict[int, float] = {}
+            for row in rows:
+                if row["workload"] == "training" and row["contestant"] == name and row[column]:
+                    value = float(row[column]) / float(row["batch"])
+                    size = int(row["size"])
+                    points[size] = min(value, points.get(size, value))
+            if points:
+                axes.plot(*zip(*sorted(points.items())), "o-", color=color, label=name)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xlabel("side of the image, pixels")
+            axes.set_ylabel(f"{label} an image, training")
+    _finish(figure, both[0], rows[0]["device"], target)
+
+
+def _finish(figure, axes, title: str, target: Path) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False)
+    for each in figure.axes:
+        each.spines[["top", "right"]].set_visible(False)
     figure.savefig(target, dpi=130)
+    plt.close(figure)
+    print(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a folder of CSVs, or one CSV of kernels")
+    parser.add_argument("target", type=Path, help="a folder for the pictures, or a .png")
+    parser.add_argument("--page", type=Path, help="a page whose table is to be filled")
+    options = parser.parse_args()
+    if options.source.is_file():
+        draw_kernels(read(options.source), options.target)
+        return
+    pictures = {"kernels": draw_kernels, "scan": draw_shares, "training": draw_resolutions}
+    for stage, draw in pictures.items():
+        rows = read(options.source / f"{stage}.csv")
+        if rows:
+            draw(rows, options.target / f"gpu_{stage}.png")
+    if options.page:
+        stages = ("scan", "mixer", "training", "inference")
+        rows = [row for stage in stages for row in read(options.source / f"{stage}.csv")]
+        fill(options.page, rows)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()
