@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 import v2m
-from v2m.cli.main import COMMANDS, main
+from v2m.cli.main import COMMANDS, build_parser, main
+from v2m.cli.train import configuration
 from v2m.engine import classification
 
 MODEL = ["v2m_nano_patch4_28", "--device", "cpu"]
@@ -305,3 +306,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for key in ("optim.lr", "augment.crop_padding", "mix.mixup", "run.precision"):
         assert key in text
+
+
+def test_a_dry_run_is_a_flag() -> None:
+    arguments = build_parser("train").parse_args(
+        ["train", "--recipe", "demo", "--limit-batches", "3"]
+    )
+    assert configuration(arguments).run.limit_batches == 3

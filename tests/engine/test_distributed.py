@@ -33,6 +33,8 @@ from v2m.engine.sharding import whole
 
 torch.set_num_threads(1)
 trainer.write_report = lambda run: None
+compile_model = torch.compile
+torch.compile = lambda model, **keywords: compile_model(model, backend="aot_eager")
 clip, seen = loop_module.nn.utils.get_total_norm, []
 
 def keep_first_gradients(gradients):
@@ -136,6 +138,20 @@ def test_two_ranks_train_as_one(tmp_path: Path, alone: Path, plain: TrainConfig,
         finish(process)
     assert_same_training(alone, two)
     assert [r["kind"] for r in RunDirectory(two).records()] == ["epoch", "epoch", "test"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_everything_that_saves_time_and_memory_together(
+    tmp_path: Path, plain: TrainConfig, parallel: str
+) -> None:
+    together = ["run.compile=true", "run.precision=bfloat16", "run.grad_checkpointing=true"]
+    together += ["optim.accumulation=2", f"run.parallel={parallel}", "schedule.epochs=1"]
+    one = start(tmp_path / "1.py", apply_overrides(plain, ["schedule.epochs=1"]), tmp_path / "a", 1)
+    two = start(tmp_path / "2.py", apply_overrides(plain, together), tmp_path / "b", 2)
+    finish(one)
+    finish(two)
+    assert curve(tmp_path / "a") == pytest.approx(curve(tmp_path / "b"), rel=0.03)
 
 
 @pytest.mark.parametrize(("ranks_before", "ranks_after"), [(2, 1), (1, 2)])
