@@ -19,6 +19,18 @@ from v2m.errors import InputError
 __all__ = ["add_parser", "run"]
 
 FORMATS = ("table", "csv", "json")
+TASKS = ("classify", "detect", "segment")
+DESCRIPTION = """\
+Classify an image, or all images in a folder and the folders in it, with the preprocessing and the
+class names that are stored with the model. Of a detector or a segmenter, draw what it finds into
+the folder --output, and write COCO JSON or PNG maps.
+"""
+EPILOG = """\
+examples:
+  v2m predict runs/demo picture.png
+  v2m predict runs/demo photos/ --top 1 --output classes.csv
+  v2m predict runs/found photos/ --output found/ --score 0.3
+"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -26,27 +38,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="classify an image or a folder of images",
-        description="Classify an image, or all images in a folder and the folders in it, with the "
-        "preprocessing and the class names that are stored with the model.",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, help="directory that training wrote, or a checkpoint")
-    parser.add_argument("images", type=Path, help="image file, or folder")
-    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
-    parser.add_argument("--format", choices=FORMATS, help="default: by --output, else table")
-    parser.add_argument("--output", type=Path, help="write to this file instead of the terminal")
-    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="go on past images that cannot be read"
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=Path, help="directory that training wrote, or a checkpoint")
+    add("images", metavar="IMAGES", type=Path, help="image file, or folder")
+    add("--top", metavar="N", type=int, default=5, help="classes per image (default: 5)")
+    add("--format", choices=FORMATS, help="default: by --output, else table")
+    add(
+        "--output", metavar="FILE", type=Path, help="write to this file, or pictures to this folder"
     )
-    parser.add_argument(
-        "--task",
-        choices=("classify", "detect", "segment"),
-        help="refuse a model of another task (default: the model's own)",
-    )
-    parser.add_argument(
-        "--score", type=float, default=0.5, help="detection: least score drawn (default: 0.5)"
-    )
+    add("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    add("--device", metavar="DEVICE", default="auto", help="cpu, cuda, mps or auto (default)")
+    add("--skip-bad", action="store_true", help="go on past images that cannot be read")
+    add("--task", choices=TASKS, help="refuse a model of another task (default: the model's own)")
+    add("--score", metavar="P", type=float, default=0.5, help="least score drawn (default: 0.5)")
     parser.set_defaults(run=run)
 
 

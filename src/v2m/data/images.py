@@ -56,8 +56,8 @@ def decode_image(source: str | os.PathLike | BinaryIO, name: str, channels: int 
             ImageOps.exif_transpose(image, in_place=True)
             return to_channels(image, channels)
     except Image.UnidentifiedImageError as error:
-        kind = "is empty" if _is_empty(source) else "is not an image of a known format"
-        raise BadImageError(f"{name} {kind} ({', '.join(FORMATS)}).") from error
+        unknown = f"is not an image of a known format ({', '.join(FORMATS)})"
+        raise BadImageError(f"{name} {'is empty' if _is_empty(source) else unknown}.") from error
     except Exception as error:  # decoders raise almost anything on damaged files
         reason = str(error) or type(error).__name__
         raise BadImageError(f"{name} cannot be read as an image: {reason}") from error
