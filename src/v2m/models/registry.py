@@ -142,7 +142,7 @@ def create_model(name: str, pretrained: bool = False, **keywords: Any) -> nn.Mod
     if not isinstance(name, str):
         raise InputError(f"`name` must be the name of a model; got {name!r}.")
     if name not in MODELS and not timm.is_model(name) and ":" not in name:
-        near = get_close_matches(name, MODELS, n=1, cutoff=0.4)
+        near = get_close_matches(name, MODELS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown model {name!r}.{hint} Known models: {', '.join(MODELS)}.")
     if pretrained and name in MODELS:
