@@ -18,7 +18,7 @@ LAYERS = [
     {"models", ""},  # "": the package itself, which offers what the models are
     {"heads"},
     {"data", "engine", "evaluation", "recipes", "visualize", "export"}
-    | {"predict", "predict_dense"},
+    | {"predict", "predict_dense", "drawing"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw
 import v2m
 from v2m.data.ade20k import load_segmentation
 from v2m.data.detection import load_detection
+from v2m.drawing import draw_classes, enlarged, palette
 from v2m.evaluation.matching import Thresholds, match_data_set
 from v2m.heads import from_directory
-from v2m.predict_dense import DensePredictor, palette
+from v2m.predict_dense import DensePredictor
 from v2m.visualize.dense_examples import object_pair
 from v2m.visualize.dense_run import DenseRun, read_dense_run
-from v2m.visualize.drawing import draw_classes, enlarged
 
 from .probes import read_probes
 from .recipe import DATA, MODELS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from v2m.data.images import BadImageError, load_image
+from v2m.drawing import draw_classes, draw_detections, palette
 from v2m.engine.distributed import Ranks, choose_device
 from v2m.errors import InputError
 from v2m.evaluation.dense_run import stored_inference
@@ -24,9 +23,8 @@ from v2m.evaluation.detection import MASK_THRESHOLD, coco_rows
 from v2m.evaluation.segmentation import segment
 from v2m.heads import Detector, from_directory
 
-__all__ = ["DensePredictor", "palette", "predict_to_folder"]
+__all__ = ["DensePredictor", "predict_to_folder"]
 
-OPACITY = 0.5
 DETECTIONS = "detections.json"
 
 
@@ -69,33 +67,21 @@ class DensePredictor:
     ) -> Image.Image:
         """The image with the boxes, masks and names of what has at least that score."""
         kept = found["scores"] >= score
-        labels = found["labels"][kept].tolist()
-        picture = F.pil_to_tensor(image.convert("RGB"))
-        colors = [self.colors[label] for label in labels]
-        if "masks" in found and labels:
-            masks = found["masks"][kept, 0] >= MASK_THRESHOLD
-            picture = draw_segmentation_masks(picture, masks, alpha=OPACITY, colors=colors)
-        if labels:
-            values = found["scores"][kept].tolist()
-            texts = [f"{self.label_names[i]} {v:.0%}" for i, v in zip(labels, values)]
-            boxes = found["boxes"][kept]
-            picture = draw_bounding_boxes(picture, boxes, texts, colors=colors, width=2)
-        return F.to_pil_image(picture)
+        masks = None
+        if "masks" in found:
+            masks = (found["masks"][kept, 0] >= MASK_THRESHOLD).numpy()
+        return draw_detections(
+            image,
+            found["boxes"][kept].tolist(),
+            found["labels"][kept].tolist(),
+            found["scores"][kept].tolist(),
+            masks=masks,
+            names=self.label_names,
+        )
 
     def draw_classes(self, image: Image.Image, classes: np.ndarray) -> Image.Image:
         """The image under the colours of its classes."""
-        colors = np.array(self.colors, np.float32)[classes]  # (H, W, 3)
-        picture = np.asarray(image.convert("RGB"), np.float32)
-        mixed = (1 - OPACITY) * picture + OPACITY * colors
-        return Image.fromarray(mixed.round().astype(np.uint8))
-
-
-def palette(count: int) -> list[tuple[int, int, int]]:
-    """Colours that differ: hues by the golden ratio, at three levels of brightness."""
-    hues = ((0.61803398875 * i) % 1.0 for i in range(count))
-    levels = ((0.95, 0.75, 0.55)[i % 3] for i in range(count))
-    colors = (colorsys.hsv_to_rgb(h, 0.8, v) for h, v in zip(hues, levels))
-    return [tuple(round(255 * channel) for channel in color) for color in colors]
+        return draw_classes(image, classes, self.colors)
 
 
 def predict_to_folder(

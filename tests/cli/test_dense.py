@@ -9,9 +9,9 @@ from PIL import Image
 
 from shapes import write_classes, write_coco
 from v2m.cli.main import main
+from v2m.drawing import palette
 from v2m.heads import Detector, DetectorConfig, Segmenter, SegmenterConfig
 from v2m.models import save_model
-from v2m.predict_dense import palette
 
 BODY = {
     "backbone": "v2m_hier_small_224",

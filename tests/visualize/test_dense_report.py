@@ -15,6 +15,7 @@ from shapes import noisy_answers, write_classes, write_coco
 from v2m.cli.main import main
 from v2m.data.annotations import mask_api
 from v2m.data.detection import load_detection
+from v2m.drawing import MISSED, RIGHT, draw_classes, draw_objects
 from v2m.engine.config import DatasetConfig, TrainConfig, to_dict
 from v2m.engine.rundir import CONFIG, CONFUSION, DETECTIONS, METRICS
 from v2m.errors import InputError
@@ -22,7 +23,6 @@ from v2m.evaluation.detection import average_precision, coco_rows
 from v2m.heads import Detector, DetectorConfig, Segmenter, SegmenterConfig
 from v2m.models import save_model
 from v2m.visualize import write_report
-from v2m.visualize.drawing import MISSED, RIGHT, draw_classes, draw_objects
 from v2m.visualize.sections import duration
 
 BACKBONE = {
@@ -118,7 +118,7 @@ def test_detection(detection):
     assert f"{100 * record['box_ap']:.1f} % of boxes" in words
     assert f"{100 * record['classes']['disc']['mask_ap']:.1f} %" in words
     assert "2 epochs in 2 min 10 s, validation included; 12 training images a second" in words
-    assert "at most 3.2 GiB of the device's memory" in words
+    assert "3.2 GiB of memory at most" in words
     best = re.search(r"scores of at least (\d\.\d\d) both", words).group(1)
     assert f"--score {best}" in words
     assert f"Shown is what has a score of at least {best}" in words

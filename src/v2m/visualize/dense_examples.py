@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from v2m.data.ade20k import IGNORED
+from v2m.drawing import MISSED, RIGHT, WRONG, draw_classes, draw_objects, palette
 from v2m.evaluation.matching import ImageMatches
-from v2m.predict_dense import DensePredictor, palette
+from v2m.predict_dense import DensePredictor
 
 from .dense_run import DenseRun
-from .drawing import MISSED, RIGHT, WRONG, draw_classes, draw_objects
 from .sections import data_uri
 
 __all__ = ["class_examples", "legend", "object_examples", "object_pair"]

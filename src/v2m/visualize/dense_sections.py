@@ -109,7 +109,7 @@ def curves(run: DenseRun) -> dict[str, Any] | None:
         words += f"; {np.median(rates):,.3g} training images a second"
     peaks = [r["peak_memory_gib"] for r in run.epochs if "peak_memory_gib" in r]
     if peaks:
-        words += f"; at most {max(peaks):.1f} GiB of the device's memory"
+        words += f"; {max(peaks):.1f} GiB of memory at most"
     if run.task == "detect":
         words += ". The loss is the sum of those of proposals, classes, boxes and masks"
     else:

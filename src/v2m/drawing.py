@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,16 @@ from PIL import Image, ImageDraw
 
 from v2m.data.annotations import mask_api
 
-__all__ = ["MISSED", "RIGHT", "WRONG", "draw_classes", "draw_objects", "enlarged"]
+__all__ = [
+    "MISSED",
+    "RIGHT",
+    "WRONG",
+    "draw_classes",
+    "draw_detections",
+    "draw_objects",
+    "enlarged",
+    "palette",
+]
 
 # Blue, orange and pink that differ for colour-blind eyes too (Okabe and Ito 2008).
 RIGHT, WRONG, MISSED = (86, 180, 233), (230, 159, 0), (240, 80, 160)
@@ -74,3 +84,49 @@ def draw_classes(
     known = (classes < len(colors))[..., None]
     mixed = np.where(known, (1 - OPACITY) * picture + OPACITY * table[classes], picture)
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def draw_detections(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    scores: Sequence[float],
+    *,
+    masks: np.ndarray | None = None,
+    names: Sequence[str],
+) -> Image.Image:
+    """An RGB image of the same size with objects: boxes, or outlines of masks, and their scores.
+
+    Classes have a colour each; of one class alone, objects differ in colour. The class, if there
+    are several, and the score stand in the upper left corner of each box that has room for them.
+
+    Args:
+        boxes: left, top, right, bottom, pixels; the right and lower edges lie outside.
+        masks: (n, H, W) of bool.
+    """
+    colors = palette(max(len(names), len(labels)))
+    chosen = [colors[label if len(names) > 1 else i] for i, label in enumerate(labels)]
+    width = 2 if max(image.size) >= LEAST_SIDE else 1
+    pixels = np.asarray(image.convert("RGB"))
+    if masks is not None:
+        for mask, color in zip(masks, chosen):
+            pixels = np.where(_outline(mask, width)[..., None], np.uint8(color), pixels)
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    size = int(np.clip(max(image.size) / 45, 9, 16))
+    for (left, top, right, bottom), label, score, color in zip(boxes, labels, scores, chosen):
+        if masks is None:
+            draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
+        text = f"{score:.2f}" if len(names) == 1 else f"{names[label]} {score:.2f}"
+        if draw.textlength(text, font_size=size) <= right - left - 4 and bottom - top > size:
+            place, style = (left + 3, top + 2), {"fill": "white", "stroke_fill": "black"}
+            draw.text(place, text, font_size=size, stroke_width=1, **style)
+    return picture
+
+
+def palette(count: int) -> list[tuple[int, int, int]]:
+    """Colours that differ: hues by the golden ratio, at three levels of brightness."""
+    hues = ((0.61803398875 * i) % 1.0 for i in range(count))
+    levels = ((0.95, 0.75, 0.55)[i % 3] for i in range(count))
+    colors = (colorsys.hsv_to_rgb(h, 0.8, v) for h, v in zip(hues, levels))
+    return [tuple(round(255 * channel) for channel in color) for color in colors]
