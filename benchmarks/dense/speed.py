@@ -95,7 +95,7 @@ def _detector(name: str, size: tuple[int, int], device: torch.device) -> Iterato
 
     yield "Mask R-CNN, training step", TRAIN_BATCH, step
     model.eval()
-    yield "Mask R-CNN, detection", 1, detect
+    yield "Mask R-CNN, boxes alone", 1, detect  # untrained, it finds nothing to mask
 
 
 def _backbone(name: str, size: tuple[int, int], device: torch.device) -> Iterator[Workload]:

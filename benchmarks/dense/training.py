@@ -14,7 +14,7 @@ import torch
 from .probes import FOLDER, probe_alone, probe_together
 from .recipe import EPOCHS, config
 
-REST = 1.25  # time of a run over that of its training steps: validation, checkpoints, the report
+REST = 1.35  # time of a run over that of its training steps: validation, checkpoints, the report
 PATIENCE = 1.35  # of the planned time: then what still runs is told to stop
 
 
