@@ -58,6 +58,10 @@ WORKLOADS = {
         contestants=((DEMO, "eager"), (DEMO, "cpu")),
         batch=128, training=True, model_args={"num_classes": 10, "in_chans": 1}, rounds=5,
     ),
+    "demo_training_32": Workload(
+        contestants=((DEMO, "eager"), (DEMO, "cpu")),
+        batch=32, training=True, model_args={"num_classes": 10, "in_chans": 1}, rounds=15,
+    ),
 }  # fmt: skip
 
 
@@ -74,7 +78,7 @@ def step_of(name: str, backend: str | None, workload: Workload) -> Callable[[], 
     size = model.pretrained_cfg["input_size"]
     images = torch.randn(workload.batch, *size, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(workload.batch) % model.num_classes
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def infer() -> torch.Tensor:
         with torch.inference_mode(), use_backend(backend):
@@ -132,6 +136,13 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def cores() -> str:
+    """The cores this process may run on, where the system says."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ""
+    return " ".join(map(str, sorted(os.sched_getaffinity(0))))
+
+
 def rows_of(name: str, workload: Workload) -> list[dict]:
     """The table's rows for one workload."""
     models = {model for model, backend in workload.contestants if backend}
@@ -150,6 +161,7 @@ def rows_of(name: str, workload: Workload) -> list[dict]:
             "rounds": workload.rounds,
             "cpu_eager_difference": f"{difference:.1e}",
             "threads": torch.get_num_threads(),
+            "cores": cores(),
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
             "machine": f"{processor()}, {os.cpu_count()} cores",
             "versions": f"torch {torch.__version__}, numba {numba.__version__}",

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -182,3 +183,23 @@ def test_processes_that_start_together_share_one_cache(tmp_path):
     assert len({output[0] for output in [*outputs, late]}) == 1
     assert late[1] == "1"
     assert list(Path(tmp_path).rglob("*.nbc"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86 machine")
+def test_machines_without_avx512(tmp_path):
+    """The other code for the exponentials and the shorter vectors, on a machine that has both."""
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    script = (
+        f"from v2m.ops.cpu import vector; assert vector.LANES == 8\nimport pytest, sys\n"
+        f"sys.exit(pytest.main(['-q', {str(Path(__file__).with_name('test_cpu.py'))!r}]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+    assert "no tests ran" not in result.stdout
