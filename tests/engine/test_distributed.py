@@ -140,6 +140,19 @@ def test_two_ranks_train_as_one(tmp_path: Path, alone: Path, plain: TrainConfig,
     assert [r["kind"] for r in RunDirectory(two).records()] == ["epoch", "epoch", "test"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_gpus_train_as_one(tmp_path: Path, plain: TrainConfig, parallel: str) -> None:
+    config = apply_overrides(
+        plain, ["run.device=cuda", "run.precision=float32", f"run.parallel={parallel}"]
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(tmp_path / "one.py", config, one, 1))
+    finish(start(tmp_path / "two.py", config, two, 2))
+    assert_same_training(one, two)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_everything_that_saves_time_and_memory_together(

@@ -41,15 +41,29 @@ OFTEN, NEVER = "run.checkpoint_minutes=1e-9", "run.checkpoint_minutes=none"
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and fork are POSIX")
 
 
-def rank_of_a_job(config: TrainConfig, run: Path, spoil: tuple[int, int]) -> None:
+def spoil_loss(loop: Any, kind: str) -> None:
+    """A loss that is not finite from now on; "alone": the gradients, which the ranks share, are."""
+    if kind == "gradient":
+        loop.state.model.head.register_forward_hook(lambda *a: a[-1] * float("nan"))
+        return
+    original = loop.loss
+
+    def loss(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        value, right = original(*arguments)
+        return value + float("inf"), right
+
+    loop.loss = loss
+
+
+def rank_of_a_job(config: TrainConfig, run: Path, spoil: tuple[int, int, str]) -> None:
     """What each process of a job does; it notes its number, its steps, and how it ended."""
     rank, note = int(os.environ.get("RANK", "0")), Path(f"{run}.rank")
     make_step = loop_module.optimiser_step
     note.with_suffix(f".{rank}").write_text(str(os.getpid()))
 
     def optimiser_step(loop: Any, group: Any) -> None:
-        if (loop.state.step, loop.ranks.rank) == spoil:
-            loop.state.model.head.register_forward_hook(lambda *a: a[-1] * float("nan"))
+        if (loop.state.step, loop.ranks.rank) == spoil[:2]:
+            spoil_loss(loop, spoil[2])
         make_step(loop, group)
         with open(f"{run}.steps.{rank}", "a") as file:
             file.write(f"{loop.state.step}\n")
@@ -66,7 +80,7 @@ def rank_of_a_job(config: TrainConfig, run: Path, spoil: tuple[int, int]) -> Non
 
 
 def start(
-    config: TrainConfig, run: Path, *, ranks: int = 1, spoil: tuple[int, int] = (-1, -1)
+    config: TrainConfig, run: Path, *, ranks: int = 1, spoil: tuple[int, int, str] = (-1, -1, "")
 ) -> BaseProcess:
     """A job in processes of its own: one, or several under torchrun's launcher. They are forked,
     which spares them the imports."""
@@ -241,8 +255,10 @@ def test_a_real_disk_that_is_full(
 # T6
 
 
-def assert_all_ranks_stop(config: TrainConfig, run: Path, step: int, rank: int) -> None:
-    process = start(config, run, ranks=2, spoil=(step, rank))
+def assert_all_ranks_stop(
+    config: TrainConfig, run: Path, step: int, rank: int, kind: str = "gradient"
+) -> None:
+    process = start(config, run, ranks=2, spoil=(step, rank, kind))
     process.join(timeout=60)
     process.terminate()
     assert process.exitcode == 1
@@ -262,9 +278,12 @@ def test_a_rank_with_a_bad_gradient_stops_all(
     assert_all_ranks_stop(config, tmp_path / "run", generator.randrange(14), case % 2)
 
 
-def test_a_bad_gradient_on_the_other_rank_stops_both(tmp_path: Path, config: TrainConfig) -> None:
+@pytest.mark.parametrize("kind", ["gradient", "alone"])
+def test_a_bad_loss_on_the_other_rank_stops_both(
+    tmp_path: Path, config: TrainConfig, kind: str
+) -> None:
     quick = apply_overrides(config, ["run.timeout_minutes=0.2"])
-    assert_all_ranks_stop(quick, tmp_path / "run", step=3, rank=1)
+    assert_all_ranks_stop(quick, tmp_path / "run", step=3, rank=1, kind=kind)
 
 
 # T7

@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a name of `v2m models`, or of timm")
-    add("--data", metavar="D", help="a name of `v2m data`, or a folder of images")
+    add("--data", metavar="D", help="a name of `v2m data`, a folder, wds:FOLDER or hfds:FOLDER")
     add("--task", metavar="T", help="classify (default), detect or segment")
     add("--recipe", metavar="R", help="where the settings start from; see --list-recipes")
     add("--output", metavar="DIR", type=Path, help="the folder to write")

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 from timm.data.readers.reader import Reader
 
 from v2m.data.folders import SPLIT_FOLDERS
@@ -41,27 +42,33 @@ class Sample(NamedTuple):
 
 
 class ShardReader(Reader):
-    """Images of shards by number, as (open file, class index), for any process."""
+    """Images of shards by number, as (open file, class index), for any process.
+
+    The places are held in arrays, which the loader's processes share, as they would not share a
+    million objects.
+    """
 
     def __init__(self, shards: list[Path], samples: list[Sample]) -> None:
         super().__init__()
-        self.shards, self.samples = shards, samples
+        self.shards = shards
+        self.places = np.array([sample[:3] for sample in samples], dtype=np.int64)  # (n, 3)
+        self.names = np.array([sample.name.encode() for sample in samples])
+        self.targets = np.array([sample.target for sample in samples], dtype=np.int32)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        sample = self.samples[index]
-        with open(self.shards[sample.shard], "rb", buffering=0) as file:
-            file.seek(sample.offset)
-            data = file.read(sample.size)
-        if len(data) != sample.size:
+        shard, offset, size = self.places[index].tolist()
+        with open(self.shards[shard], "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) != size:
             raise OSError("the shard is shorter than when it was opened first")
-        return io.BytesIO(data), sample.target
+        return io.BytesIO(data), int(self.targets[index])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        sample = self.samples[index]
-        return f"{self.shards[sample.shard].name}/{sample.name}"
+        return f"{self.shards[self.places[index, 0]].name}/{self.names[index].decode()}"
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:

@@ -57,7 +57,9 @@ class ModelConfig:
 class DatasetConfig:
     """Which images, how many at once, and who loads them."""
 
-    name: str | None = setting(None, "a name of `v2m data`, or a folder of images")
+    name: str | None = setting(
+        None, "a name of `v2m data`, a folder of images, wds:FOLDER or hfds:FOLDER"
+    )
     batch_size: int = setting(128, "images per optimiser step, over all devices", minimum=1)
     workers: int | None = setting(
         None, "loader processes per device, 0 for none; none: by the cores", minimum=0, maximum=256
