@@ -108,8 +108,9 @@ def warm(stages: list[str], options) -> dict[str, str]:
     running = {}
     for name, command in jobs.items():
         log = (options.output / f"warm-{name}.log").open("w")
+        few = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # for each of many processes
         running[name] = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=few
         )
     end, found = time.monotonic() + options.warm_seconds, {}
     for name, process in running.items():

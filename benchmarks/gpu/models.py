@@ -81,6 +81,12 @@ def registered_items(setting: Setting) -> Iterator[Item]:
         yield f"registered {name}", partial(training, setting, name, "eager", None, batch)
 
 
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """For this size alone: what was compiled before must not make it dynamic."""
+    torch._dynamo.reset()
+    return torch.compile(model, dynamic=False)
+
+
 def _label(work: str, name: str, way: str, batch: int, shape: tuple) -> Row:
     return {"workload": work, "contestant": name, "way": way, "batch": batch, "size": shape[-1]}
 
@@ -90,7 +96,7 @@ def inference(setting: Setting, name: str, way: str, size: int, batch: int) -> I
     model.eval()
     batch = _batch(setting, way, batch)
     images = torch.randn(batch, *shape, device=setting.device)
-    run = torch.compile(model) if "compiled" in way and not setting.tiny else model
+    run = compiled(model) if "compiled" in way and not setting.tiny else model
 
     def forward():
         with torch.no_grad(), torch.autocast(setting.device, setting.dtype, cache_enabled=False):
@@ -119,7 +125,7 @@ def training(setting: Setting, name: str, way: str, size: int | None, batch: int
     model, shape = build(name, setting, size)
     model.train()
     batch = _batch(setting, way, batch)
-    run = torch.compile(model) if way == "compiled" and not setting.tiny else model
+    run = compiled(model) if way == "compiled" and not setting.tiny else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=setting.device != "cpu")
     images = torch.randn(batch, *shape, device=setting.device)
     labels = torch.randint(10, (batch,), device=setting.device)
