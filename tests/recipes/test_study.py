@@ -14,8 +14,11 @@ from timm.data import create_transform
 from torch import nn
 
 from v2m.data import SMALL_IMAGES, create_loader, load_dataset
-from v2m.engine.config import MixConfig, TrainConfig
+from v2m.engine.config import MixConfig, ModelConfig, TrainConfig
+from v2m.engine.distributed import Ranks
+from v2m.engine.loop import optimiser_step
 from v2m.engine.optim import undecayed_parameters
+from v2m.engine.session import build_session
 from v2m.errors import InputError, NonFiniteLossError
 from v2m.evaluation import evaluate_classifier
 from v2m.recipes import fashion_mnist, study_small
@@ -206,6 +209,29 @@ def test_a_run_learns_and_its_figures_are_those_of_the_library():
     assert figures["test_top1"] == pytest.approx(evaluate_classifier(model, loader).top1, abs=1e-9)
     assert figures["parameters"] == parameters(TINY)
     assert not figures["captured"]
+
+
+def test_its_steps_are_those_of_v2m_train(part):
+    """The same batches through the library's own loop: losses and weights agree."""
+    config = tiny_recipe(
+        model=ModelConfig(name=TINY.model, kwargs=dict(TINY.keywords)),
+        run=replace(tiny_recipe().run, device="cpu", limit_batches=4),
+    )
+    session = build_session(config, Ranks())
+    trainer = study_train.prepare(
+        config, TINY, study_train.load(config, "train", CPU), CPU, capture=False
+    )
+    library, own = session.state.model, trainer.model
+    session.loop.network.train(), own.train()
+    for _, batch in zip(range(8), session.train_loader):
+        optimiser_step(session.loop, [batch])
+        trainer.feed(*batch)
+        trainer.take_step()
+    theirs, ours = library.state_dict(), own.state_dict()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    assert trainer.step_count == session.state.step == 8
+    assert float(trainer.sums[0]) == pytest.approx(session.state.meter.loss, rel=1e-4)
 
 
 def test_runs_repeat_and_depend_on_their_seed():
