@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 import v2m
@@ -12,7 +13,7 @@ from v2m.engine.task import Task
 from v2m.errors import InputError
 from v2m.heads.dense import DenseModel
 
-__all__ = ["DenseTask", "per_channel"]
+__all__ = ["DenseTask", "as_on_first_rank", "has_ranks", "per_channel"]
 
 
 class DenseTask(Task):
@@ -98,3 +99,16 @@ def per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(values)
     return (sum(values) / len(values),) * channels
+
+
+def has_ranks() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def as_on_first_rank(model: nn.Module) -> None:
+    """Running statistics of the first rank, which are stored, on all: where batch norm is not
+    synchronised, as on CPUs, each rank has its own."""
+    if has_ranks():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

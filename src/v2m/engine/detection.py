@@ -11,7 +11,7 @@ from v2m.data.annotations import DetectionDataset
 from v2m.data.dense_loaders import DenseLoader, create_dense_loader
 from v2m.data.dense_transforms import detection_evaluation, detection_training
 from v2m.data.detection import load_detection
-from v2m.engine.dense import DenseTask
+from v2m.engine.dense import DenseTask, as_on_first_rank
 from v2m.engine.distributed import Ranks
 from v2m.engine.loop import Loop
 from v2m.engine.progress import Reporter
@@ -123,6 +123,7 @@ class DetectionTask(DenseTask):
         return {**result.summary(), "classes": result.classes, "split": loader.dataset.split}
 
     def _evaluate(self, session: Any, loader: DenseLoader, **keywords: Any) -> DetectionResult:
+        as_on_first_rank(session.state.evaluated)
         return evaluate_detector(
             session.state.evaluated,
             loader,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from v2m.data.ade20k import IGNORED, SegmentationDataset, load_segmentation
 from v2m.data.dense_loaders import DenseLoader, create_dense_loader
 from v2m.data.dense_transforms import segmentation_evaluation, segmentation_training
-from v2m.engine.dense import DenseTask
+from v2m.engine.dense import DenseTask, as_on_first_rank, has_ranks
 from v2m.engine.distributed import Ranks
 from v2m.engine.loop import Loop
 from v2m.engine.progress import Reporter
@@ -63,8 +62,7 @@ class SegmentationTask(DenseTask):
             dropout=wanted.dropout,
         )
         model = self._prepare(Segmenter(shape, backbone))
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several and torch.cuda.is_available():
+        if has_ranks() and torch.cuda.is_available():
             model = convert_sync_batchnorm(model)
         return model
 
@@ -129,6 +127,7 @@ class SegmentationTask(DenseTask):
         return {**result.summary(), "classes": classes, "split": loader.dataset.split}
 
     def _evaluate(self, session: Any, loader: DenseLoader, **keywords: Any) -> SegmentationResult:
+        as_on_first_rank(session.state.evaluated)
         return evaluate_segmenter(
             session.state.evaluated,
             loader,
