@@ -1,8 +1,8 @@
 """Training speed of one GPU alone and of all together: scaling efficiency through NCCL.
 
     torchrun --nproc-per-node 2 benchmarks/distributed.py scaling.csv
-    torchrun --nproc-per-node 2 benchmarks/distributed.py scaling.csv --device cpu \\
-        --model v2m_nano_patch4_28 --batch-size 8 --steps 3            # to try it, through gloo
+    V2M_BACKEND=eager torchrun --nproc-per-node 2 benchmarks/distributed.py scaling.csv \\
+        --device cpu --model v2m_nano_patch4_28 --batch-size 8 --steps 3    # to try it, by gloo
 
 First rank 0 trains alone while the others wait, then all do, each with the same batch: DDP, and
 FSDP2. Whole training steps (forward, backward, exchange, AdamW) on images that are there already.

@@ -15,8 +15,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from helpers import small
+from v2m.engine.config import RunConfig, TrainConfig
 from v2m.engine.distributed import Ranks
+from v2m.engine.session import _network
 from v2m.engine.sharding import as_shards, blocks, gathered, shard, whole
+from v2m.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -86,3 +89,10 @@ def test_whole_tensors_and_shards_are_turned_into_each_other() -> None:
     assert all(torch.equal(whole(found[name]), 2 * value) for name, value in before.items())
     step = torch.tensor(3.0)
     assert as_shards({"step": step}, after)["step"] is step
+
+
+def test_on_a_cpu_it_needs_the_eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("V2M_BACKEND", "cpu")
+    config = TrainConfig(run=RunConfig(parallel="fsdp"))
+    with pytest.raises(InputError, match=r"fsdp is for GPUs; on a CPU .* V2M_BACKEND=eager"):
+        _network(config, build("test_vit"), None, CPU, Ranks(world=2))

@@ -22,6 +22,7 @@ from v2m.engine.sharding import blocks, shard
 from v2m.engine.state import TrainingState
 from v2m.engine.task import Task, get_task
 from v2m.errors import InputError
+from v2m.ops.backend import explain_backend
 
 
 @dataclass(kw_only=True)
@@ -137,6 +138,12 @@ def _network(
     """What the loop calls: the model, for several ranks wrapped (ddp) or, as its average is,
     changed into shards (fsdp), and compiled if that is wanted."""
     if ranks.world > 1 and config.run.parallel == "fsdp":
+        if explain_backend(None, device.type)[0] == "cpu":
+            raise InputError(
+                "run.parallel = fsdp is for GPUs; on a CPU it works with V2M_BACKEND=eager alone, "
+                "since the compiled kernels hold on to the memory that shards give back. Set that, "
+                "or run.parallel=ddp."
+            )
         if config.run.compile:  # block by block: a graph cannot reach across the gathering
             for block in blocks(model):
                 block.compile()
