@@ -228,7 +228,7 @@ def test_an_unreadable_image_is_named_or_skipped(
     assert main([*command, str(tmp_path / "r")]) == 2
     assert ".png" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "s"), "--set", "data.on_error=skip"]) == 0
-    assert "unreadable images were skipped" in capsys.readouterr().out
+    assert "unreadable images skipped" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "s"), "--data", str(images), "--split", "train"]) == 2
     assert "`--skip-bad` in evaluation" in capsys.readouterr().err
 

@@ -26,7 +26,8 @@ __all__ = ["add_parser", "run"]
 FOLDER_HINT = """\
 A folder of images works as --data too:
   DIR/train/<class>/*.jpg, DIR/validation/<class>/..., DIR/test/<class>/...
-or just DIR/<class>/*.jpg, which is then split. `v2m data check DIR` reads all of it.\
+or just DIR/<class>/*.jpg, which is then split. `v2m data check DIR` reads all of it.
+Tar shards (webdataset) are wds:DIR, a Hugging Face data set on this disk hfds:DIR.\
 """
 
 

@@ -267,8 +267,9 @@ def _introduce(session: Session, reporter: Reporter) -> None:
 
 def _mention_skipped(loader: Any, reporter: Reporter) -> None:
     if loader.skipped:
-        first = ", ".join(list(loader.skipped)[:3])
-        reporter.message(f"{len(loader.skipped)} unreadable images were skipped: {first} ...")
+        count, first = len(loader.skipped), ", ".join(list(loader.skipped)[:3])
+        more = ", ..." if count > 3 else ""
+        reporter.message(f"{count} unreadable image{'s' * (count > 1)} skipped: {first}{more}")
 
 
 def _report(
