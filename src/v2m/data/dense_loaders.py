@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from PIL.Image import Image
+from torch.utils.data import DataLoader
 
 from v2m.data.ade20k import SegmentationDataset
 from v2m.data.annotations import DetectionDataset
 from v2m.data.dense_transforms import Transform
 from v2m.data.images import BadImageError
-from v2m.data.loaders import MAX_REPLACEMENTS, _worker_count
-from v2m.data.randomness import seeded
-from v2m.data.samplers import BatchOrder, SampleKey
+from v2m.data.loaders import Sample, Samples, worker_count
+from v2m.data.samplers import BatchOrder
 from v2m.data.workers import start_worker
 from v2m.errors import InputError
 
@@ -104,48 +103,25 @@ def create_dense_loader(
         rank=rank,
         world_size=world_size,
     )
-    count = _worker_count(num_workers, world_size, order.batches)
+    count = worker_count(num_workers, world_size, order.batches)
     workers = DataLoader(
         _Samples(dataset, transform, is_training, seed),
         batch_sampler=order,
         num_workers=count,
         persistent_workers=count > 0,
         collate_fn=_Collate(stacked),
-        worker_init_fn=_begin_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else it draws from the global one, which is the model's
     )
     return DenseLoader(dataset, order, workers, stacked)
 
 
-class _Sample(NamedTuple):
-    """One image of a batch, or the reason that there is none."""
+class _Samples(Samples):
+    """Transforms image and target together; in evaluation a target knows its image's index."""
 
-    image: Tensor | None
-    target: Any
-    failures: list[tuple[str, str]]
-
-
-class _Samples(Dataset):
-    """What the workers index by SampleKey: decode, transform with the key's own random numbers."""
-
-    def __init__(self, dataset: DenseDataset, transform: Transform, is_training: bool, seed: int):
-        self.dataset, self.transform = dataset, transform
-        self.is_training, self.seed = is_training, seed
-
-    def __getitem__(self, key: SampleKey) -> _Sample:
-        failures = []
-        replace = self.is_training and self.dataset.on_error == "skip"
-        for step in range(min(MAX_REPLACEMENTS, len(self.dataset)) if replace else 1):
-            index = (key.index + step) % len(self.dataset)
-            try:
-                image, target = self.dataset[index]
-            except BadImageError as error:
-                failures.append((self.dataset.identifier(index), str(error)))
-                continue
-            with seeded(self.seed, *key):
-                image, target = self.transform(image, target)
-            return _Sample(image, target if self.is_training else (index, target), failures)
-        return _Sample(None, None, failures)
+    def transformed(self, index: int, image: Image, target: Any) -> tuple[Any, Any]:
+        image, target = self.transform(image, target)
+        return image, target if self.is_training else (index, target)
 
 
 class _Collate:
@@ -154,15 +130,10 @@ class _Collate:
     def __init__(self, stacked: bool):
         self.stacked = stacked
 
-    def __call__(self, samples: list[_Sample]) -> tuple[Any, Any, list[tuple[str, str]]]:
+    def __call__(self, samples: list[Sample]) -> tuple[Any, Any, list[tuple[str, str]]]:
         failures = [failure for sample in samples for failure in sample.failures]
         images = [sample.image for sample in samples if sample.image is not None]
         targets = [sample.target for sample in samples if sample.image is not None]
         if self.stacked and images:
             return torch.stack(images), torch.stack(targets), failures
         return images, targets, failures
-
-
-def _begin_worker(worker: int) -> None:
-    start_worker(worker)
-    torch.set_num_threads(1)  # transforms of a worker share its core

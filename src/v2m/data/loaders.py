@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,7 +19,6 @@ from v2m.data.images import BadImageError
 from v2m.data.randomness import seeded
 from v2m.data.samplers import BatchOrder, SampleKey
 from v2m.data.transforms import (
-    Transform,
     check_input_size,
     evaluation_transform,
     training_transform,
@@ -160,7 +160,7 @@ def create_loader(
         rank=rank,
         world_size=world_size,
     )
-    count = _worker_count(num_workers, world_size, order.batches)
+    count = worker_count(num_workers, world_size, order.batches)
     pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
     if can_batch(dataset, config, is_training, size):
         source = ArrayBatches(
@@ -168,13 +168,13 @@ def create_loader(
         )
     else:
         build = training_transform if is_training else evaluation_transform
-        samples = _Samples(dataset, build(config, size, mean, std), is_training, seed)
+        samples = Samples(dataset, build(config, size, mean, std), is_training, seed)
         source = _open_workers(samples, order, size, count, pin_memory)
     return Loader(dataset, order, size, mean, std, source, pin_memory)
 
 
 def _open_workers(
-    samples: _Samples, order: BatchOrder, size: tuple[int, int, int], count: int, pin_memory: bool
+    samples: Samples, order: BatchOrder, size: tuple[int, int, int], count: int, pin_memory: bool
 ) -> DataLoader:
     return DataLoader(
         samples,
@@ -188,22 +188,22 @@ def _open_workers(
     )
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     """One image of a batch, or the reason that there is none."""
 
     image: Tensor | None
-    target: int
+    target: Any
     failures: list[tuple[str, str]]
 
 
-class _Samples(Dataset):
+class Samples(Dataset):
     """What the workers index by SampleKey: decode, transform with the key's own random numbers."""
 
-    def __init__(self, dataset: ImageDataset, transform: Transform, is_training: bool, seed: int):
+    def __init__(self, dataset: Any, transform: Callable[..., Any], is_training: bool, seed: int):
         self.dataset, self.transform = dataset, transform
         self.is_training, self.seed = is_training, seed
 
-    def __getitem__(self, key: SampleKey) -> _Sample:
+    def __getitem__(self, key: SampleKey) -> Sample:
         failures = []
         replace = self.is_training and self.dataset.on_error == "skip"
         for step in range(min(MAX_REPLACEMENTS, len(self.dataset)) if replace else 1):
@@ -211,10 +211,14 @@ class _Samples(Dataset):
             try:
                 image, target = self.dataset[index]
                 with seeded(self.seed, *key):
-                    return _Sample(self.transform(image), target, failures)
+                    return Sample(*self.transformed(index, image, target), failures)
             except BadImageError as error:
                 failures.append((self.dataset.identifier(index), str(error)))
-        return _Sample(None, 0, failures)
+        return Sample(None, None, failures)
+
+    def transformed(self, index: int, image: Image, target: Any) -> tuple[Tensor, Any]:
+        """Image `index` and its target as the model takes them."""
+        return self.transform(image), target
 
 
 class _Collate:
@@ -223,7 +227,7 @@ class _Collate:
     def __init__(self, input_size: tuple[int, int, int]) -> None:
         self.input_size = input_size
 
-    def __call__(self, samples: list[_Sample]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    def __call__(self, samples: list[Sample]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
         read = [sample for sample in samples if sample.image is not None]
         images = [sample.image for sample in read]
         stacked = torch.stack(images) if images else torch.empty(0, *self.input_size)
@@ -248,7 +252,7 @@ def _statistics(
     return tuple(pair)
 
 
-def _worker_count(given: int | None, world_size: int, batches: int) -> int:
+def worker_count(given: int | None, world_size: int, batches: int) -> int:
     if given is not None:
         if not isinstance(given, int) or isinstance(given, bool) or given < 0:
             raise InputError(f"num_workers must be a whole number of at least 0; got {given!r}.")
