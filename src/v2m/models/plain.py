@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from v2m.errors import InputError
 from v2m.layers import HAND_OVERS, Block, Mixer2d, RMSNorm, get_scan, resample_grid
+from v2m.ops.backend import is_exporting
 
 from .backbone import Backbone, init_head
 from .config import BackboneConfig, check_flag, check_whole
@@ -195,7 +196,7 @@ class Plain(Backbone):
         self, position: Tensor, grid: tuple[int, int], old: tuple[int, int]
     ) -> Tensor:
         """(1, old tokens, D) -> (1, new tokens, D), bicubic over the grid of patches."""
-        if not torch.compiler.is_exporting() and tuple(grid) == tuple(old):
+        if not is_exporting() and tuple(grid) == tuple(old):
             return position  # an exported program is not tied to the size it was traced with
         return resample_grid(position.reshape(1, *old, -1), grid).flatten(1, 2)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from v2m.errors import InputError
 
-__all__ = ["BACKENDS", "choose_backend", "explain_backend", "use_backend"]
+__all__ = ["BACKENDS", "choose_backend", "explain_backend", "is_exporting", "use_backend"]
 
 BACKENDS = ("reference", "eager", "cpu", "triton")
 _forced: ContextVar[str | None] = ContextVar("v2m_backend", default=None)
@@ -29,12 +29,12 @@ def explain_backend(
     """(backend, reason). `asked` comes before `use_backend`, and that before V2M_BACKEND."""
     for name, source in (
         (asked, "asked for by the caller"),
-        (_forced.get(), "forced by use_backend"),
+        (_forced_name(), "forced by use_backend"),
         (os.environ.get("V2M_BACKEND"), "forced by the environment variable V2M_BACKEND"),
     ):
         if name:
             return _check(name, device_type), source
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "eager", "an exported program can hold plain operations only"
     if dtype == torch.float64:
         return "eager", "the compiled kernels keep their state in float32"
@@ -43,6 +43,21 @@ def explain_backend(
     if device_type == "cpu" and is_available("cpu"):
         return "cpu", "the tensor is on a CPU and numba is installed"
     return "eager", f"no compiled kernel is available for device type {device_type!r}"
+
+
+# torch.compile runs what assumes a constant result while it traces, instead of tracing it. What it
+# compiled keeps the backend that was chosen then.
+
+
+@torch.compiler.assume_constant_result
+def _forced_name() -> str | None:
+    return _forced.get()  # PyTorch 2.11 cannot trace this
+
+
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether `torch.export` is tracing. PyTorch 2.11 takes its own for True under compile too."""
+    return torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import is_exporting
+
 __all__ = ["selective_scan"]
 
 
@@ -55,7 +57,7 @@ def _recurrence(
     window: int | None,
 ) -> Tensor:
     """sum_n C h with h = exp(dt A) h + B x along `axis`, (B, H, W, E)."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         from .exported import recurrence  # an exported loop would have a fixed length
 
         return recurrence(dt, x, A, B, C, axis, reverse, window)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import is_exporting
 from .core import Direction, PassWeights, Sweep, causal_conv, distinct_sweeps
 
 __all__ = ["full_state_core"]
@@ -74,7 +75,7 @@ def _recurrence(dt: Tensor, x: Tensor, A_log: Tensor, sweep: Sweep) -> Tensor:
     """Every h_i = exp(dt_i A) h_{i-1} + x_i along the sweep, (B, H, W, E, N)."""
     axis, reverse, window = sweep
     A = -torch.exp(A_log.to(dt.dtype))  # (E, N)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         from .exported import state_recurrence  # an exported loop would have a fixed length
 
         return state_recurrence(dt, x, A, axis, reverse, window)

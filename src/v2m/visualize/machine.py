@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
+import v2m
+
 __all__ = ["describe_machine"]
 
 
 def describe_machine() -> dict[str, str]:
     """Versions, processor and accelerator of this process, ready to be shown."""
-    facts = {name: version(name) for name in ("v2m", "torch", "torchvision", "timm", "numpy")}
     facts = {
         "Python": platform.python_version(),
-        **facts,
+        "v2m": v2m.__version__,
+        **{name: version(name) for name in ("torch", "torchvision", "timm", "numpy")},
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
         "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
     }
