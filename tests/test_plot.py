@@ -39,17 +39,21 @@ def measured(tmp_path):
         model("training", TINY, "eager", 1248, 8, 90.0, 9.0),
         {"workload": "training", "note": "failed: OutOfMemoryError"},
     )
-    write(
-        tmp_path / "scan.csv",
-        {"workload": "scan forward", "size": "128x14x14", "ms": 0.06, "of_floor": 0.7},
-        {"workload": "scan forward", "size": "1x16x16384", "ms": 0.9, "of_floor": 0.25},
-        {"workload": "scan backward", "size": "128x14x14", "ms": 0.2, "of_floor": 0.4},
-    )
+
+    def kernel(name, way, size, share):
+        return {
+            "item": f"kernels {size}", "workload": f"{name}_kernel", "way": way, "size": size,
+            "ms": 0.1 / share, "floor_ms": 0.1, "of_floor": share,
+        }  # fmt: skip
+
     write(
         tmp_path / "kernels.csv",
-        {"item": "kernels", "workload": "gate_kernel", "way": "backward", "ms": 0.02,
-         "floor_ms": 0.01},
-    )  # fmt: skip
+        kernel("scan_forward", "forward", "128x14x14", 0.7),
+        kernel("scan_forward", "forward", "1x512x512", 0.25),
+        kernel("scan_backward", "backward", "128x14x14", 0.4),
+        kernel("gate", "backward", "128x14x14", 0.9),
+        {**kernel("scan_forward", "forward", "128x14x14", 0.8), "item": "another launch"},
+    )
     return tmp_path
 
 
@@ -66,7 +70,7 @@ def test_the_table_takes_the_best_way_and_names_it(measured, monkeypatch):
     assert "| 1,700 images/s, compiled; 0.200x DeiT-T |" in rows["V2M-T training, batch 128"]
     assert "| 4.25 GB |" in rows["V2M-T training memory, batch 128"]
     assert "| 90 images/s, eager |" in rows["V2M-T at 1248 px, batch 8, training"]
-    assert "| 25% (1x16x16384) to 70% (128x14x14) |" in rows["scan forward, share of its floor"]
+    assert "| 25% (1x512x512) to 70% (128x14x14) |" in rows["scan forward, share of its floor"]
     assert "| not measured |" in rows["V2M-S inference"]
     for stage in ("training", "scan", "kernels"):
         assert (measured / f"gpu_{stage}.png").stat().st_size > 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -29,24 +29,28 @@ from .measure import (
 GRIDS = ((128, 14, 14), (8, 64, 64), (2, 128, 128), (1, 256, 256), (1, 512, 512))
 LINES = ((1, 256, 1024), (1, 64, 4096), (1, 16, 16384))  # long lines, fewer of them
 CORNERS = tuple(Direction(Sweep(2, a), Sweep(1, b)) for a in (False, True) for b in (False, True))
-SLAB = 128 * 14 * 14 * INNER  # elements of one grid of the core below
 SCANS = 6
 
-# The least a kernel of the core can take, microseconds: exponentials, or grids read and written.
+# The least a kernel of the core can take, seconds a token: exponentials, or grids read and written.
+STATE, CHANNELS = INNER * STATES / EXPONENTIALS_PER_SECOND, 2 * INNER / BYTES_PER_SECOND
 FLOORS = {
-    "scan_forward_kernel": 1e6 * SCANS * SLAB * STATES / EXPONENTIALS_PER_SECOND,
-    "scan_backward_kernel": 1e6 * SCANS * 2 * SLAB * STATES / EXPONENTIALS_PER_SECOND,
-    "project_kernel": 1e6 * (3 + 2 * SCANS) * SLAB * 2 / BYTES_PER_SECOND,
-    "project_backward_low_kernel": 1e6 * SCANS * SLAB * 2 / BYTES_PER_SECOND,
-    "project_backward_kernel": 1e6 * (3 + 3 * SCANS) * SLAB * 2 / BYTES_PER_SECOND,
-    "conv_backward_kernel": 1e6 * (SCANS + 3 + 3 + 4) * SLAB * 2 / BYTES_PER_SECOND,
-    "gate_kernel": 1e6 * 3 * SLAB * 2 / BYTES_PER_SECOND,
+    "scan_forward_kernel": SCANS * STATE,
+    "scan_backward_kernel": SCANS * 2 * STATE,
+    "project_kernel": (3 + 2 * SCANS) * CHANNELS,
+    "project_backward_low_kernel": SCANS * CHANNELS,
+    "project_backward_kernel": (3 + 3 * SCANS) * CHANNELS,
+    "conv_backward_kernel": (SCANS + 3 + 3 + 4) * CHANNELS,
+    "gate_kernel": 3 * CHANNELS,
 }
+
+
+def _size(grid) -> str:
+    return "x".join(map(str, grid))
 
 
 def _row(work: str, grid, time: float, floor: float) -> Row:
     return {
-        "workload": work, "size": "x".join(map(str, grid)), "batch": grid[0], "ms": time,
+        "workload": work, "size": _size(grid), "batch": grid[0], "ms": time,
         "floor_ms": floor, "of_floor": floor / time,
     }  # fmt: skip
 
@@ -129,14 +133,15 @@ def random_weights(device: str) -> PassWeights:
     return PassWeights(*(x.to(device) for x in weights))
 
 
-def core_case(setting: Setting) -> tuple[Callable, Callable]:
-    """Forward and backward of the Triton core of a V2M-T layer at batch 128 and 224 px, checked."""
+def core_case(setting: Setting, grid=GRIDS[0]) -> tuple[Callable, Callable]:
+    """Forward and backward of the Triton core of a V2M-T layer, checked; grid (B, H, W)."""
     from v2m.ops import triton as backend
 
     if setting.tiny:
         raise RuntimeError("the Triton kernels need a CUDA device")
-    u, z = torch.randn(128, 14, 14, 2 * INNER, device=setting.device).to(setting.dtype).chunk(2, -1)
-    dy = torch.randn(128, 14, 14, INNER, device=setting.device).to(setting.dtype)
+    torch.manual_seed(0)
+    u, z = torch.randn(*grid, 2 * INNER, device=setting.device).to(setting.dtype).chunk(2, -1)
+    dy = torch.randn(*grid, INNER, device=setting.device).to(setting.dtype)
     first, second = random_weights(setting.device), random_weights(setting.device)
     y, y1 = backend.core_forward(u, z, first, second, CORNERS)
     wide = [PassWeights(*(x.double() for x in w)) for w in (first, second)]
@@ -166,45 +171,52 @@ def kernel_times(function: Callable, repeat: int = 5) -> list[tuple[str, float]]
     return sorted(times.items(), key=lambda item: -item[1])
 
 
-def _kernel_row(way: str, kernel: str, time: float, note: str = "") -> Row:
-    floor = FLOORS.get(kernel)
-    return {
-        "workload": kernel, "way": way, "size": "128x14x14", "batch": 128, "ms": time / 1e3,
-        "note": note,
-    } | ({} if floor is None else {"floor_ms": floor / 1e3, "of_floor": floor / time})  # fmt: skip
+def _kernel_row(way: str, kernel: str, grid, time: float, note: str = "") -> Row:
+    row = {"workload": kernel, "way": way, "size": _size(grid), "batch": grid[0], "ms": time / 1e3}
+    if kernel in FLOORS:
+        floor = 1e6 * grid[0] * grid[1] * grid[2] * FLOORS[kernel]  # microseconds
+        row |= {"floor_ms": floor / 1e3, "of_floor": floor / time}
+    return row | {"note": note}
 
 
 def kernel_items(setting: Setting) -> Iterator[Item]:
     """The kernels of the core as they are launched, then every launch that may be chosen."""
-    yield "kernels", partial(kernels, setting)
+    for grid in GRIDS:
+        yield f"kernels {_size(grid)}", partial(kernels, setting, grid)
     if setting.tiny:
         return
     from v2m.ops.triton.launch import TILES
 
-    for kernel, tiles in TILES.items():
-        for choice in range(1, len(tiles)):
-            yield f"{kernel} {tiles[choice]}", partial(variant, setting, kernel, choice)
+    for grid in GRIDS[:2]:
+        for kernel, tiles in TILES.items():
+            for choice in range(1, len(tiles)):
+                name = f"{kernel} {_size(grid)} {tiles[choice]}"
+                yield name, partial(variant, setting, grid, kernel, choice)
 
 
-def kernels(setting: Setting) -> Iterator[Row]:
-    for way, function in zip(("forward", "backward"), core_case(setting)):
+def kernels(setting: Setting, grid) -> Iterator[Row]:
+    for way, function in zip(("forward", "backward"), core_case(setting, grid)):
         if setting.dry:
             function()
             continue
         times = kernel_times(function)
         for kernel, time in times:
-            yield _kernel_row(way, kernel, time)
-        total = sum(time for _, time in times) / 1e3
-        yield {"workload": "core", "way": way, "size": "128x14x14", "batch": 128, "ms": total}
+            yield _kernel_row(way, kernel, grid, time)
+        yield _kernel_row(way, "core", grid, sum(time for _, time in times))
 
 
-def variant(setting: Setting, kernel: str, choice: int) -> Iterator[Row]:
+@cache
+def usual_results(setting: Setting, grid) -> tuple:
+    """Forward and backward of a core and what they give as they are usually launched."""
+    functions = core_case(setting, grid)
+    return functions, [list(_tensors(function())) for function in functions]
+
+
+def variant(setting: Setting, grid, kernel: str, choice: int) -> Iterator[Row]:
     """Another launch of one kernel: its results against the usual one's, and its time."""
     from v2m.ops.triton.launch import TILES
 
-    torch.manual_seed(0)
-    functions = core_case(setting)
-    wanted = [list(_tensors(function())) for function in functions]
+    functions, wanted = usual_results(setting, grid)
     usual = TILES[kernel]
     TILES[kernel] = (usual[choice],)
     try:
@@ -213,7 +225,7 @@ def variant(setting: Setting, kernel: str, choice: int) -> Iterator[Row]:
                 require(kernel, relative_error(found, other), 1e-2)
             for name, time in [] if setting.dry else kernel_times(function):
                 if name == f"{kernel}_kernel":
-                    yield _kernel_row(way, name, time, str(usual[choice]))
+                    yield _kernel_row(way, name, grid, time, str(usual[choice]))
     finally:
         TILES[kernel] = usual
 

@@ -13,6 +13,7 @@ from v2m.errors import InputError
 
 from ..core import Direction, PassWeights, distinct_sweeps
 from . import launchers
+from .finish import decays
 from .gate import least_gate
 from .launch import Scan, grid_of, on_device, token_rows
 from .launchers import Gate, ScanInputs
@@ -98,7 +99,8 @@ def _several(u, dt, A, B, C, D, dt_bias, scans) -> tuple[ScanInputs, list[Scan]]
     u, dt, D, dt_bias = (x.contiguous() for x in (u, dt, D, dt_bias))
     B, C = (None if x is None else x.contiguous() for x in (B, C))
     listed = [Scan(source, *sweep, mirror) for source, sweep, mirror in scans]
-    return ScanInputs(u, dt, A, B, C, D, dt_bias, None, 0, softplus=True), listed
+    rates = decays(A, is_log=False)
+    return ScanInputs(u, dt, rates, B, C, D, dt_bias, None, 0, softplus=True), listed
 
 
 def _by_source(slabs: Tensor, scans: list[Scan], sources: int) -> Tensor:
@@ -162,41 +164,37 @@ def core_backward(
         )
         if any(scan.mirror for scan in scans2):
             grads = launchers.scan_backward(
-                dy, inputs, grid, scans2, dz, dy_slots=False, scale=scale
+                dy, inputs, grid, scans2, dz, dy_slots=False, scale=scale, of_log=True
             )
             before = Gate(z, z_stride, dz, None, None)
         else:
             ungated = launchers.gate(dy, z, z_stride, grid, scale)
             inputs = inputs._replace(z=None)
-            grads = launchers.scan_backward(ungated, inputs, grid, scans2, None, dy_slots=False)
+            grads = launchers.scan_backward(
+                ungated, inputs, grid, scans2, None, dy_slots=False, of_log=True
+            )
             before = Gate(z, z_stride, dz, dy, y)
         dy1, dsecond = _weight_gradients(
-            grads, inputs.A, y1, grid.channels, low_rank, second, grid, scans2, len(scans1), before
+            grads, y1, grid.channels, low_rank, second, grid, scans2, len(scans1), before
         )
         del grads
         inputs, low_rank = _pass_inputs(x, x_stride, z, z_stride, first, grid, scans1, True, True)
         inputs = inputs._replace(z=None)
-        grads = launchers.scan_backward(dy1, inputs, grid, scans1, None, dy_slots=True)
-        du, dfirst = _weight_gradients(
-            grads, inputs.A, x, x_stride, low_rank, first, grid, scans1, 1, None
-        )
+        grads = launchers.scan_backward(dy1, inputs, grid, scans1, None, dy_slots=True, of_log=True)
+        du, dfirst = _weight_gradients(grads, x, x_stride, low_rank, first, grid, scans1, 1, None)
     return du.view(u.shape), dz, dfirst, dsecond
 
 
 def _weight_gradients(
-    grads, A, x, x_stride, low_rank, weights, grid, scans, sources, gate
+    grads, x, x_stride, low_rank, weights, grid, scans, sources, gate
 ) -> tuple[Tensor, PassWeights]:
     """Gradients of a pass's input, (sources, tokens, E), and weights."""
     dprojected = grads.dC if grads.dB is None else grads.dB
     dx, (conv_weight, conv_bias, x_proj, dt_proj) = launchers.project_backward(
         x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, grid, scans, sources, gate
     )
-    found = PassWeights(
-        conv_weight.t(), conv_bias[0], x_proj, dt_proj.t(), grads.ddt_bias, grads.dA * A, grads.dD
-    )
-    return dx, PassWeights(
-        *(grad.to(weight.dtype).contiguous() for grad, weight in zip(found, weights))
-    )
+    found = PassWeights(conv_weight, conv_bias, x_proj, dt_proj, grads.ddt_bias, grads.dA, grads.dD)
+    return dx, PassWeights(*(grad.to(weight.dtype) for grad, weight in zip(found, weights)))
 
 
 def _pass_inputs(x, x_stride, z, z_stride, weights, grid, scans, is_first, save):
@@ -204,10 +202,9 @@ def _pass_inputs(x, x_stride, z, z_stride, weights, grid, scans, is_first, save)
     u, dt, projected, low_rank = launchers.project(
         x, x_stride, weights, grid, scans, x.dtype, save=save
     )
-    A = -torch.exp(weights.A_log.detach().float())
     B, C = (projected, None) if is_first else (None, projected)
     inputs = ScanInputs(
-        u, dt, A, B, C, weights.D, None, z, z_stride,
+        u, dt, decays(weights.A_log, is_log=True), B, C, weights.D, None, z, z_stride,
         softplus=False, softplus_done=True, least_gate=least_gate(u.dtype),
     )  # fmt: skip
     return inputs, low_rank
@@ -219,7 +216,8 @@ def _scan_inputs(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
     B, C = (None if x is None else x.contiguous() for x in (B, C))
     z, z_stride = (None, 0) if z is None else token_rows(z)
     D, dt_bias = (None if x is None else x.contiguous() for x in (D, dt_bias))
-    inputs = ScanInputs(u, dt, A, B, C, D, dt_bias, z, z_stride, softplus=softplus)
+    rates = decays(A, is_log=False)
+    inputs = ScanInputs(u, dt, rates, B, C, D, dt_bias, z, z_stride, softplus=softplus)
     return inputs, Scan(0, axis, reverse, window or 0)
 
 

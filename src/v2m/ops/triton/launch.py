@@ -78,7 +78,15 @@ class Tile:
     warps: int = 1
     stages: int = 1  # of loads in flight, where a loop ends in a matrix product
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
-    sums: int = 1  # of a scan's backward, 16 states and more, 16-bit: see channel_sums.py
+    packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
+    ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
+    registers: int | None = None  # the most that a thread may have
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch is given beside the kernel's arguments."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
     def even(self, steps: int) -> bool:
         """Whether a scan's backward never loads past lines of so many steps."""
@@ -87,18 +95,16 @@ class Tile:
 
 # Every launch that may be chosen, the usual one first; why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
-    "scan": (Tile(64), Tile(32), Tile(128), Tile(128, warps=2)),
+    "scan_forward": (Tile(64), Tile(32), Tile(64, registers=128)),
     "scan_backward": (
+        Tile(32, 2, group=2, packed=True, ahead=True),
+        Tile(32, 2, group=2, packed=True),
         Tile(32, 2, group=2),
-        Tile(32, 2, group=2, sums=2),
-        Tile(32, 3),
-        Tile(32, 2, sums=2),
-        Tile(64, 1),
     ),
-    "project": (Tile(64, 32, 2, 3), Tile(32, 32, 2, 3)),
-    "project_backward_low": (Tile(64, 64, 4, 3), Tile(64, 32, 2, 3)),
-    "project_backward": (Tile(32, 32, 2), Tile(64, 64, 4), Tile(128, 32, 4), Tile(32, 16, 1)),
-    "conv_backward": (Tile(32, 32, 2), Tile(64, 16, 2)),
+    "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
+    "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
+    "project_backward": (Tile(64, 32, 4, registers=128), Tile(64, 64, 4), Tile(32, 32, 2)),
+    "conv_backward": (Tile(64, 16, 2), Tile(32, 32, 2)),
     "gate": (Tile(128, 32, 4),),
 }
 
@@ -106,7 +112,7 @@ TILES: dict[str, tuple[Tile, ...]] = {
 def pick(kernel: str, states: int = 1, steps: int = 0) -> Tile:
     """The launch for a kernel, by what fits into the registers; steps: of a line or window."""
     tile = TILES[kernel][0]
-    if kernel == "scan" and states > 16:
+    if kernel == "scan_forward" and states > 16:
         return Tile(32)
     if kernel == "scan_backward" and padded(states) != 16:
         if padded(states) < 8 and steps % 7 == 0:

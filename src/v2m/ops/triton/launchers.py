@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
+from .finish import finish
 from .gate import gate_kernel, least_gate
 from .launch import (
-    LOG2E,
     SCRATCH_BYTES,
     Grid,
     Scan,
@@ -37,7 +37,7 @@ class ScanInputs(NamedTuple):
 
     u: Tensor  # (S, tokens, E)
     dt: Tensor  # (S, tokens, E)
-    A: Tensor  # (E, N), negative
+    decay: Tensor  # (N, E), A log2(e), float32
     B: Tensor | None  # (S, tokens, N)
     C: Tensor | None  # (S, tokens, N)
     D: Tensor | None  # (E,)
@@ -52,16 +52,11 @@ class ScanInputs(NamedTuple):
 class ScanGradients(NamedTuple):
     du: Tensor  # (S, tokens, E)
     ddt: Tensor  # (S, tokens, E)
-    dA: Tensor  # (E, N), float32
-    dB: Tensor | None  # (S, tokens, blocks of channels, N), float32
+    dA: Tensor  # (E, N), float32, or of log(-A)
+    dB: Tensor | None  # (S, tokens, blocks of channels, N), in the dtype of u
     dC: Tensor | None
     dD: Tensor | None  # (E,), float32
     ddt_bias: Tensor | None  # (E,), float32
-
-
-def transposed_decay(A: Tensor) -> Tensor:
-    """(N, E) float32 for exp2, channels along the lanes."""
-    return (A.detach().float() * LOG2E).t().contiguous()
 
 
 def scan_forward(
@@ -79,24 +74,23 @@ def scan_forward(
 
     shared: the operands have a slab for each of the scans' sources, not for each scan.
     """
-    states = inputs.A.shape[1]
-    tile = tile or pick("scan", states)
-    A = transposed_decay(inputs.A)
+    states = inputs.decay.shape[0]
+    tile = tile or pick("scan_forward", states)
     families = groups(scans)
     for number, (scan, members) in enumerate(families):
         lines = grid.lines(scan.axis, scan.window)
         blocks = triton.cdiv(grid.channels, tile.channels)
         scan_forward_kernel[lines.pop("segments"), blocks, 1 if summed else len(members)](
-            inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z, y,
-            grid.channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
-            z_stride=inputs.z_stride, scale=scale,
+            inputs.u, inputs.dt, inputs.decay, inputs.B, inputs.C, inputs.D, inputs.dt_bias,
+            inputs.z, y, grid.channels, states, grid.tokens, **lines,
+            height=grid.height, width=grid.width, z_stride=inputs.z_stride, scale=scale,
             sources=pack([scans[i].source if shared else i for i in members], 4),
             slots=pack(members, 4), reverses=pack([scans[i].reverse for i in members], 1),
             SCANS=len(members) if summed else 1, SUMMED=summed,
             ADD=summed and number > 0, GATE_SUM=summed and len(families) == 1 and not scan.mirror,
             LEAST_GATE=inputs.least_gate, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, PADDED_N=padded(states), BLOCK_E=tile.channels,
-            num_warps=tile.warps, num_stages=tile.stages,
+            **tile.options,
         )  # fmt: skip
     return y
 
@@ -111,45 +105,39 @@ def scan_backward(
     dy_slots: bool,
     scale: float = 1.0,
     shared: bool = False,
+    of_log: bool = False,
     tile: Tile | None = None,
 ) -> ScanGradients:
     """Gradients of `scan_forward`, a slab a scan; with a gate, dz (tokens, E) is written.
 
-    dy is the gradient of y; without a gate, of what comes before the gate and the scale.
+    dy is the gradient of y; without a gate, of what comes before the gate and the scale. of_log:
+    the gradient of log(-A) takes the place of that of A.
     """
-    states, channels = inputs.A.shape[1], grid.channels
-    device = dy.device
+    states, channels = inputs.decay.shape[0], grid.channels
+    device, dtype = dy.device, inputs.u.dtype
     grids = len(scans), grid.tokens, channels
     du, ddt = (torch.empty(grids, dtype=x.dtype, device=device) for x in (inputs.u, inputs.dt))
-    A = transposed_decay(inputs.A)
-    # Scans that add to one dz follow each other; else one launch balances all of them.
-    families = groups(scans)
-    if inputs.z is not None:
-        families = [(scan, [index]) for index, scan in enumerate(scans)]
-    tiles = [
-        tile or pick("scan_backward", states, grid.lines(scan.axis, scan.window)["window"])
-        for scan, _ in families
-    ]
-    blocks = triton.cdiv(channels, tiles[0].channels)
+    launches = _plan_backward(inputs, grid, scans, device, tile)
+    blocks = triton.cdiv(channels, launches[0].tile.channels)
+    # Sums over a block's channels, to be added up: in half precision they might be too large.
     projected = (len(scans), grid.tokens, blocks, states)
+    narrow = dtype if dtype == torch.bfloat16 else torch.float32
     dB, dC = (
-        None if x is None else torch.empty(projected, dtype=torch.float32, device=device)
+        None if x is None else torch.empty(projected, dtype=narrow, device=device)
         for x in (inputs.B, inputs.C)
     )
-    total = None
-    for number, ((scan, members), tile) in enumerate(zip(families, tiles)):
-        lines = grid.lines(scan.axis, scan.window)
-        places = triton.cdiv(lines["window"], tile.tokens) + tile.group - 1
-        scratch = 4 * blocks * places * padded(states) * tile.channels  # bytes a program
-        programs = balanced(lines["segments"] * len(members), blocks, scratch, states, device)
-        checkpoints = torch.empty(programs * scratch // 4, dtype=torch.float32, device=device)
-        partial = torch.empty(programs, states + 2, channels, dtype=torch.float32, device=device)
+    parts = [launch.programs for launch in launches]
+    partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
+    wide = padded(states) < 16 or dtype == torch.float32
+    for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
+        scan, members, tile, lines, packed, places, programs, scratch = launch
+        checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
         even = tile.even(lines["window"]) and tile.even(lines["length"] % lines["window"])
-        wide = padded(states) < 16 or inputs.u.dtype == torch.float32
         scan_backward_kernel[programs, blocks](
-            dy, inputs.u, inputs.dt, A, inputs.B, inputs.C, inputs.D, inputs.dt_bias, inputs.z,
-            du, ddt, partial, dB, dC, partial[:, states], partial[:, states + 1], dz, checkpoints,
-            channels, states, grid.tokens, **lines, height=grid.height, width=grid.width,
+            dy, inputs.u, inputs.dt, inputs.decay, inputs.B, inputs.C, inputs.D, inputs.dt_bias,
+            inputs.z, du, ddt, share, dB, dC, share[:, states], share[:, states + 1], dz,
+            checkpoints, channels, states, grid.tokens, **lines,
+            height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
             places=places, scans=len(members),
             sources=pack([scans[i].source if shared else i for i in members], 4), SHARED=shared,
@@ -158,23 +146,55 @@ def scan_backward(
             ADD=number > 0, LEAST_GATE=inputs.least_gate,
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
-            SUMS=0 if wide else tile.sums, CHUNK=tile.tokens, GROUP=tile.group,
-            PADDED_N=padded(states), BLOCK_E=tile.channels,
+            SUM_BY_DOT=not wide, CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
+            AHEAD=tile.ahead, PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
             EVEN=even and channels % tile.channels == 0 and states == padded(states),
-            num_warps=tile.warps, num_stages=tile.stages,
+            **tile.options,
         )  # fmt: skip
-        share = partial.sum(0)
-        total = share if total is None else total + share
-    return ScanGradients(
-        du, ddt, total[:states].t(), dB, dC,
-        None if inputs.D is None else total[states], total[states + 1],
-    )  # fmt: skip
+    dA, rest = finish(partial, states, inputs.decay if of_log else None)
+    return ScanGradients(du, ddt, dA, dB, dC, None if inputs.D is None else rest[0], rest[1])
+
+
+class _BackwardLaunch(NamedTuple):
+    """One launch of the scan's backward: scans that share axis, window and mirror."""
+
+    scan: Scan  # one of them
+    members: list[int]
+    tile: Tile
+    lines: dict[str, int]
+    packed: bool
+    places: int  # states that one program keeps in scratch
+    programs: int
+    scratch: int  # float32 elements for all programs
+
+
+def _plan_backward(
+    inputs: ScanInputs, grid: Grid, scans: list[Scan], device, tile: Tile | None
+) -> list[_BackwardLaunch]:
+    states = padded(inputs.decay.shape[0])
+    # Scans that add to one dz follow each other; else one launch balances all of them.
+    families = groups(scans)
+    if inputs.z is not None:
+        families = [(scan, [index]) for index, scan in enumerate(scans)]
+    launches = []
+    for scan, members in families:
+        lines = grid.lines(scan.axis, scan.window)
+        chosen = tile or pick("scan_backward", states, lines["window"])
+        blocks = triton.cdiv(grid.channels, chosen.channels)
+        packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and torch.version.hip is None
+        places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
+        size = blocks * places * states * chosen.channels // (2 if packed else 1)
+        programs = balanced(lines["segments"] * len(members), blocks, 4 * size, states, device)
+        launches.append(
+            _BackwardLaunch(scan, members, chosen, lines, packed, places, programs, programs * size)
+        )
+    return launches
 
 
 def balanced(lines: int, blocks: int, scratch: int, states: int, device) -> int:
     """Programs that share the lines evenly, all on the device at once; scratch: bytes of one."""
-    resident = (8 if padded(states) >= 8 else 12) * processors(device)
+    resident = (8 if states >= 8 else 12) * processors(device)
     most = max(1, min(lines, resident // blocks, SCRATCH_BYTES // scratch))
     return triton.cdiv(lines, triton.cdiv(lines, most))
 
@@ -196,7 +216,7 @@ def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dt
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
         PADDED_N=padded(states, 16), BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
-        PRECISION=precision(dtype), num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=precision(dtype), **tile.options,
     )  # fmt: skip
     return u, dt, projected, low_rank
 
@@ -208,7 +228,7 @@ def gate(dy: Tensor, z: Tensor, z_stride: int, grid: Grid, scale: float) -> Tens
     tiles = triton.cdiv(grid.tokens, tile.tokens), triton.cdiv(grid.channels, tile.channels)
     gate_kernel[tiles](
         dy, z, out, grid.tokens, grid.channels, z_stride, scale, LEAST=least_gate(dy.dtype),
-        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, num_warps=tile.warps,
+        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, **tile.options,
     )  # fmt: skip
     return out
 
@@ -226,10 +246,9 @@ class Gate(NamedTuple):
 def project_backward(
     x, x_stride, low_rank, du, ddt, dprojected, weights, grid, scans, sources, gate: Gate | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of `project`: of x (sources, tokens, E), and of the weights, transposed, float32.
+    """Gradients of `project`: of x (sources, tokens, E), and of the weights, in float32.
 
-    The weights' are conv_weight (width, E), conv_bias (E,), x_proj (R + N, E), dt_proj (R, E). du
-    is overwritten.
+    The weights are conv_weight, conv_bias, x_proj and dt_proj. du is overwritten.
     """
     count, tokens, channels = len(scans), grid.tokens, grid.channels
     states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
@@ -241,7 +260,7 @@ def project_backward(
     project_backward_low_kernel[triton.cdiv(tokens, tile.tokens), count](
         ddt, weights.dt_proj, dprojected, dlow, tokens, channels, states, rank,
         dprojected.shape[2], **pads, BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
-        PRECISION=precision(dtype), num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=precision(dtype), **tile.options,
     )  # fmt: skip
     tile = pick("project_backward")
     blocks = triton.cdiv(channels, tile.channels)
@@ -252,23 +271,24 @@ def project_backward(
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
         BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        **tile.options,
     )  # fmt: skip
     tile = pick("conv_backward")
     blocks = triton.cdiv(channels, tile.channels)
     dx = torch.empty(sources, tokens, channels, dtype=dtype, device=device)
     tiles = triton.cdiv(tokens, tile.tokens)
+    tiles = min(tiles, max(1, 16 * processors(device) // (blocks * tile.warps)))
     shares = torch.empty(sources * tiles, width + 1, channels, dtype=torch.float32, device=device)
     z, z_stride, dz, dy, y = gate or (None, 0, None, None, None)
     conv_backward_kernel[tiles, blocks](
         du, x, weights.conv_weight, z, dy, y, dx, dz, shares,
         tokens, channels, grid.height, grid.width, x_stride, z_stride, sources,
         scans=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
-        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, **tile.options,
     )  # fmt: skip
-    conv_weight, conv_bias = shares.sum(0).split([width, 1])
-    x_proj, dt_proj = partial.sum(0).split([rank + states, rank])
-    return dx, [conv_weight, conv_bias, x_proj, dt_proj]
+    conv_weight, conv_bias = finish(shares, width)
+    dt_proj, x_proj = finish(partial, rank)
+    return dx, [conv_weight, conv_bias[0], x_proj, dt_proj]
 
 
 def _scan_bits(scans: list[Scan]) -> dict[str, int]:

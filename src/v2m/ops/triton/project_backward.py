@@ -75,8 +75,8 @@ def project_backward_kernel(
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
-    partial: (programs, R + N + R, E), float32: one program's share of the gradients of x_proj and
-    dt_proj (transposed).
+    partial: (programs, R + R + N, E), float32: one program's share of the gradients of dt_proj
+    (transposed) and x_proj.
     """
     program = tl.program_id(0)
     lane = tl.arange(0, BLOCK_E)
@@ -138,9 +138,9 @@ def project_backward_kernel(
             d_dt_proj = tl.dot(tl.trans(x_low), d_step, d_dt_proj, input_precision=PRECISION)
 
     out = partial + program * (R + N + R) * E + e[None, :]
-    tl.store(out + r[:, None] * E, d_low, mask_re)
-    tl.store(out + (R + n)[:, None] * E, d_other, mask_ne)
-    tl.store(out + (R + N + r)[:, None] * E, d_dt_proj, mask_re)
+    tl.store(out + r[:, None] * E, d_dt_proj, mask_re)
+    tl.store(out + (R + r)[:, None] * E, d_low, mask_re)
+    tl.store(out + (R + R + n)[:, None] * E, d_other, mask_ne)
 
 
 @triton.jit(do_not_specialize=[*GRID_SIZES, "scans", "count"])
@@ -157,64 +157,69 @@ def conv_backward_kernel(
 
     With z, x is the gated result of the pass before: dx is the gradient before that gate, and dz
     (tokens, E) becomes that of z, from this gate and from y's; if y is None, it is added to.
-    partial: (count, tiles of tokens, WIDTH + 1, E), float32, the tile's share of the gradients of
-    the convolution's weight (transposed) and bias.
+    partial: (count, programs, WIDTH + 1, E), float32, one program's share of the gradients of the
+    convolution's weight (transposed) and bias.
     """
     local = tl.arange(0, BLOCK_T)
     lane = tl.arange(0, BLOCK_E)
-    start = tl.program_id(0) * BLOCK_T
     first = tl.program_id(1) * BLOCK_E
     e = first + lane
-    mask_t = start + local < tokens
     mask_e = e < E
-    mask = mask_t[:, None] & mask_e[None, :]
     tile = local[:, None] * E + lane[None, :]
     tile_x = local[:, None] * x_stride + lane[None, :]
-    grid_row, grid_column = ((start + local) // width) % height, (start + local) % width
-    corner = start * tl.cast(E, tl.int64) + first
-    if z is not None:
-        tile_z = local[:, None] * z_stride + lane[None, :]
-        gate = tl.load((z + start * tl.cast(z_stride, tl.int64) + first) + tile_z, mask, 1.0)
-        gate = nonzero_gate(gate, LEAST_GATE)
-        product = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-        if y is not None:
-            product += tl.load((dy + corner) + tile, mask, 0.0).to(tl.float32) * tl.load(
-                (y + corner) + tile, mask, 0.0
-            ).to(tl.float32)
-    for source in range(count):
-        row = source * tokens.to(tl.int64) + start
-        value = tl.load((x + row * x_stride + first) + tile_x, mask, 0.0).to(tl.float32)
-        share = partial + (source * tl.num_programs(0) + tl.program_id(0)) * (WIDTH + 1) * E + e
-        later = ()  # the gradient 0 .. WIDTH - 1 tokens on in scan order, over the scans
-        for _ in tl.static_range(WIDTH):
-            later = later + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
-        for scan in range(scans):
-            if ((sources >> (4 * scan)) & 15) == source:
-                position, length, stride = scan_position(
-                    grid_row, grid_column, height, width,
-                    (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
-                )  # fmt: skip
-                ahead = length - position
-                moved = (scan * tokens.to(tl.int64) + start) * E + first
-                found = ()
-                for tap in tl.static_range(WIDTH):
-                    taken = (mask_t & (ahead > tap))[:, None] & mask_e[None, :]
-                    at = moved + tap * stride.to(tl.int64) * E
-                    share_of_scan = tl.load((d_out + at) + tile, taken, 0.0).to(tl.float32)
-                    found = found + (later[tap] + share_of_scan,)
-                later = found
-        total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-        for tap in tl.static_range(WIDTH):
-            w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0).to(tl.float32)
-            total += later[tap] * w[None, :]
-            tl.store(share + (WIDTH - 1 - tap) * E, tl.sum(later[tap] * value, axis=0), mask_e)
-        tl.store(share + WIDTH * E, tl.sum(later[0], axis=0), mask_e)
+    tile_z = local[:, None] * z_stride + lane[None, :]
+    for block in range(tl.program_id(0), tl.cdiv(tokens, BLOCK_T), tl.num_programs(0)):
+        start = block * BLOCK_T
+        mask_t = start + local < tokens
+        mask = mask_t[:, None] & mask_e[None, :]
+        begun = block > tl.program_id(0)  # this program's share holds what came before
+        grid_row, grid_column = ((start + local) // width) % height, (start + local) % width
+        corner = start * tl.cast(E, tl.int64) + first
         if z is not None:
-            product += total * value
-            total *= gate * sigmoid(gate)
-        tl.store((dx + row * E + first) + tile, total.to(dx.dtype.element_ty), mask)
-    if z is not None:
-        dgate = gate_gradient(product, gate)
-        if y is None:
-            dgate += tl.load((dz + corner) + tile, mask, 0.0).to(tl.float32)
-        tl.store((dz + corner) + tile, dgate.to(dz.dtype.element_ty), mask)
+            gate = tl.load((z + start * tl.cast(z_stride, tl.int64) + first) + tile_z, mask, 1.0)
+            gate = nonzero_gate(gate, LEAST_GATE)
+            product = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+            if y is not None:
+                product += tl.load((dy + corner) + tile, mask, 0.0).to(tl.float32) * tl.load(
+                    (y + corner) + tile, mask, 0.0
+                ).to(tl.float32)
+        for source in range(count):
+            row = source * tokens.to(tl.int64) + start
+            value = tl.load((x + row * x_stride + first) + tile_x, mask, 0.0).to(tl.float32)
+            share = partial + (source * tl.num_programs(0) + tl.program_id(0)) * (WIDTH + 1) * E + e
+            later = ()  # the gradient 0 .. WIDTH - 1 tokens on in scan order, over the scans
+            for _ in tl.static_range(WIDTH):
+                later = later + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
+            for scan in range(scans):
+                if ((sources >> (4 * scan)) & 15) == source:
+                    position, length, stride = scan_position(
+                        grid_row, grid_column, height, width,
+                        (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
+                    )  # fmt: skip
+                    ahead = length - position
+                    moved = (scan * tokens.to(tl.int64) + start) * E + first
+                    found = ()
+                    for tap in tl.static_range(WIDTH):
+                        taken = (mask_t & (ahead > tap))[:, None] & mask_e[None, :]
+                        at = moved + tap * stride.to(tl.int64) * E
+                        share_of_scan = tl.load((d_out + at) + tile, taken, 0.0).to(tl.float32)
+                        found = found + (later[tap] + share_of_scan,)
+                    later = found
+            total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+            for tap in tl.static_range(WIDTH):
+                w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0).to(tl.float32)
+                total += later[tap] * w[None, :]
+                at = share + (WIDTH - 1 - tap) * E
+                before = tl.load(at, mask_e & begun, 0.0)
+                tl.store(at, before + tl.sum(later[tap] * value, axis=0), mask_e)
+            before = tl.load(share + WIDTH * E, mask_e & begun, 0.0)
+            tl.store(share + WIDTH * E, before + tl.sum(later[0], axis=0), mask_e)
+            if z is not None:
+                product += total * value
+                total *= gate * sigmoid(gate)
+            tl.store((dx + row * E + first) + tile, total.to(dx.dtype.element_ty), mask)
+        if z is not None:
+            dgate = gate_gradient(product, gate)
+            if y is None:
+                dgate += tl.load((dz + corner) + tile, mask, 0.0).to(tl.float32)
+            tl.store((dz + corner) + tile, dgate.to(dz.dtype.element_ty), mask)

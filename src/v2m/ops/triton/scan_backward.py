@@ -57,11 +57,37 @@ def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr, EVEN: t
 
 
 @triton.jit
+def load_rows(pointer, stride, N, alive, PADDED_N: tl.constexpr, CHUNK: tl.constexpr):
+    """CHUNK rows of N as one tile (N, CHUNK) that the lanes share, zeros beyond `alive`."""
+    n = tl.arange(0, PADDED_N)[:, None]
+    j = tl.arange(0, CHUNK)[None, :]
+    return tl.load(pointer + j * stride + n, (n < N) & (j < alive), 0.0)
+
+
+@triton.jit
 def floats(rows):
     found = ()
     for j in tl.static_range(len(rows)):
         found = found + (rows[j].to(tl.float32),)
     return found
+
+
+@triton.jit
+def packed(h):
+    """(E, N) states as (E, N / 2) pairs of bfloat16: half the bytes, and rounded to nearest."""
+    low, high = tl.split(tl.reshape(h, [h.shape[0], h.shape[1] // 2, 2]))
+    # One conversion for two; the language's own takes one each, from the unit of the exponentials.
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f", [high, low], tl.uint32, True, 1
+    )
+
+
+@triton.jit
+def unpacked(pairs):
+    """What `packed` was given, in float32."""
+    low = (pairs << 16).to(tl.float32, bitcast=True)
+    high = (pairs & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return tl.reshape(tl.join(low, high), [pairs.shape[0], 2 * pairs.shape[1]])
 
 
 @triton.jit
@@ -71,7 +97,8 @@ def replay(
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
-    STATE: tl.constexpr,
+    PLACE: tl.constexpr,
+    PACKED: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
     """Walk a line forwards and save the state after every chunk but the last.
@@ -107,8 +134,11 @@ def replay(
                 next_Bs = next_Bs + load_steps(B + j * stride_n, 0, n, N, left - j, 1, EVEN)
             h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
             if j % CHUNK == CHUNK - 1:
-                saved += STATE
-                tl.store(saved, h)
+                saved += PLACE
+                if PACKED:
+                    tl.store(saved, packed(h))
+                else:
+                    tl.store(saved, h)
         Bs = next_Bs
 
 
@@ -161,7 +191,7 @@ def consume(
     LEAST_GATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SOFTPLUS_DONE: tl.constexpr,
-    SUMS: tl.constexpr,
+    SUM_BY_DOT: tl.constexpr,
     CHUNK: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -170,8 +200,8 @@ def consume(
     xs, dts, dys: its rows in float32; du, ddt, dB, dC: pointers to its first row; at_z: its token
     in z and dz.
     """
-    B_sums = no_sums(A_block.shape[1], CHUNK, SUMS)
-    C_sums = no_sums(A_block.shape[1], CHUNK, SUMS)
+    B_sums = no_sums(A_block.shape[1], CHUNK, SUM_BY_DOT)
+    C_sums = no_sums(A_block.shape[1], CHUNK, SUM_BY_DOT)
     for j in tl.static_range(CHUNK - 1, -1, -1):
         inside = None
         if not EVEN:
@@ -198,10 +228,10 @@ def consume(
             tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
             g_out *= gate * open_
         if Cs is not None:
-            C_sums = channel_sum(C_sums, states[j + 1] * g_out[:, None], j, SUMS)
+            C_sums = channel_sum(C_sums, states[j + 1] * g_out[:, None], j, SUM_BY_DOT)
         g = p + g_out[:, None] * C_now
         if Bs is not None:
-            B_sums = channel_sum(B_sums, g * (step * x)[:, None], j, SUMS)
+            B_sums = channel_sum(B_sums, g * (step * x)[:, None], j, SUM_BY_DOT)
         g_in = tl.sum(g * B_now, axis=1)
         p = decays[j] * g
         t = p * states[j]
@@ -216,9 +246,9 @@ def consume(
         dD_sum += g_out * x
         dbias_sum += dstep
     if Bs is not None:
-        store_sums(dB, B_sums, stride_share, n, N, alive, SUMS)
+        store_sums(dB, B_sums, stride_share, n, N, alive)
     if Cs is not None:
-        store_sums(dC, C_sums, stride_share, n, N, alive, SUMS)
+        store_sums(dC, C_sums, stride_share, n, N, alive)
     return p, dA_sum, dD_sum, dbias_sum
 
 
@@ -236,9 +266,11 @@ def scan_backward_kernel(
     MIRROR_W: tl.constexpr,
     SOFTPLUS: tl.constexpr,  # softplus is applied here
     SOFTPLUS_DONE: tl.constexpr,  # dt has been through softplus; return the gradient before it
-    SUMS: tl.constexpr,  # how to sum over channels: see channel_sums.py
+    SUM_BY_DOT: tl.constexpr,  # sums over channels: see channel_sums.py
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
+    PACKED: tl.constexpr,  # states in the scratch buffer are pairs of bfloat16
+    AHEAD: tl.constexpr,  # its state and rows of B and C too are loaded a chunk ahead; CHUNK is 2
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     CHANNELS_PER_THREAD: tl.constexpr,
@@ -269,11 +301,17 @@ def scan_backward_kernel(
     if dt_bias is not None:
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
     live = tl.where(mask_n, 1.0, 0.0)[None, :]
-    STATE: tl.constexpr = PADDED_N * BLOCK_E
+    PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if PACKED else PADDED_N * BLOCK_E
     # The place of a chunk holds the state before it; before a line's first it is zero.
-    slice_ = (program * blocks + block).to(tl.int64) * (places * STATE)
-    saved = checkpoints + slice_ + n[None, :] * BLOCK_E + hinted
-    tl.store(saved, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
+    slice_ = (program * blocks + block).to(tl.int64) * (places * PLACE)
+    if PACKED:
+        pairs = tl.arange(0, PADDED_N // 2)
+        saved = checkpoints.to(tl.pointer_type(tl.uint32)) + slice_ + pairs[None, :] * BLOCK_E
+        saved += hinted
+        tl.store(saved, tl.zeros([BLOCK_E, PADDED_N // 2], tl.uint32))
+    else:
+        saved = checkpoints + slice_ + n[None, :] * BLOCK_E + hinted
+        tl.store(saved, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
@@ -309,7 +347,8 @@ def scan_backward_kernel(
             B_at = B + source * N + n
         replay(
             u_at, dt_at, B_at, A_block, bias, live, saved, steps,
-            stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, STATE, EVEN,
+            stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
+            PACKED, EVEN,
         )  # fmt: skip
         u_at += last
         dt_at += last
@@ -319,8 +358,16 @@ def scan_backward_kernel(
         share_n = (row - source) * N  # from there to the gradients' slab
         at_z = token + first * stride
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-        state_at = saved + (chunks - 1) * STATE
+        state_at = saved + (chunks - 1) * PLACE
+        B_rows = None
+        C_rows = None
+        if AHEAD:
+            if B is not None:
+                B_rows = load_rows(B + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
+            if C is not None:
+                C_rows = load_rows(C + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
         tl.debug_barrier()
+        state = tl.load(state_at)
         for _ in range(chunks):
             alive = tl.minimum(steps - first, CHUNK)
             first -= CHUNK
@@ -332,20 +379,36 @@ def scan_backward_kernel(
             xs = floats(us)
             raw = floats(dts)
             g_outs = floats(dys)
-            h = tl.load(state_at)
-            us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
-            dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, EVEN)
-            dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, EVEN)
+            if not AHEAD:
+                state = tl.load(state_at)
+            h = unpacked(state) if PACKED else state
+            back_n = at_n - back * stride_n
             Bs = None
             dB_at = None
             if B is not None:
-                Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
                 dB_at = dB + ((at_n + share_n) * blocks + block * N)
+                if AHEAD:
+                    Bs = tl.split(B_rows)
+                    B_rows = load_rows(B + back_n, stride_n, N, CHUNK, PADDED_N, CHUNK)
+                else:
+                    Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
             Cs = None
             dC_at = None
             if C is not None:
-                Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
                 dC_at = dC + ((at_n + share_n) * blocks + block * N)
+                if AHEAD:
+                    Cs = tl.split(C_rows)
+                    C_rows = load_rows(C + back_n, stride_n, N, CHUNK, PADDED_N, CHUNK)
+                else:
+                    Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+            if AHEAD:
+                state_at -= back // CHUNK * PLACE
+                state = tl.load(state_at)
+            else:
+                state_at -= PLACE
+            us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
+            dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, EVEN)
+            dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, EVEN)
             sizes, decays, states = recompute(
                 h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, EVEN
             )
@@ -355,9 +418,8 @@ def scan_backward_kernel(
                 A_block, skip, bias, live, z, at_z, dz, du_at, ddt_at,
                 dB_at, dC_at, stride, stride_e, stride_n * blocks,
                 e, E, n, N, alive, z_stride, scale, ADD,
-                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUMS, CHUNK, EVEN,
+                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_DOT, CHUNK, EVEN,
             )  # fmt: skip
-            state_at -= STATE
             du_at -= CHUNK * stride_e
             ddt_at -= CHUNK * stride_e
             at_n -= CHUNK * stride_n
