@@ -1,8 +1,7 @@
 """Pictures and the table of docs/performance.md from the CSVs of `python -m benchmarks.gpu`.
 
-    python benchmarks/plot.py DIR docs/images              # DIR/kernels.csv, scan.csv, ...
+    python benchmarks/plot.py DIR docs/images              # DIR/kernels.csv, training.csv, ...
     python benchmarks/plot.py DIR docs/images --page docs/performance.md   # fills the table too
-    python benchmarks/plot.py benchmarks/results/h100_kernels.csv docs/images/h100_kernels.png
 
 Draws what there are figures for: each kernel against its floor; the share of its floor that a scan
 reaches, by length; time and memory of a training step against the resolution. The table's rows are
@@ -131,15 +130,12 @@ def fill(page: Path, rows: Rows) -> None:
 
 
 def draw_kernels(rows: Rows, target: Path) -> None:
-    """Bars of a core's kernels; rows of this benchmark, or of the first tuning run's CSV."""
-    bars = []
-    for row in rows[::-1]:
-        if "kernel" in row:
-            time, floor = float(row["microseconds"]), float(row["floor_microseconds"] or 0)
-            bars.append((row["kernel"], row["work"], time, floor))
-        elif row["item"] == "kernels 128x14x14" and row["workload"] != "core":
-            floor = 1e3 * float(row["floor_ms"] or 0)
-            bars.append((row["workload"], row["way"], 1e3 * float(row["ms"]), floor))
+    """Bars of a core's kernels."""
+    bars = [
+        (row["workload"], row["way"], 1e3 * float(row["ms"]), 1e3 * float(row["floor_ms"] or 0))
+        for row in rows[::-1]
+        if row["item"] == "kernels 128x14x14" and row["workload"] != "core"
+    ]
     labels = [f"{kernel.removesuffix('_kernel')} ({work})" for kernel, work, *_ in bars]
     times, floors = [bar[2] for bar in bars], [bar[3] for bar in bars]
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
@@ -204,13 +200,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a folder of CSVs, or one CSV of kernels")
-    parser.add_argument("target", type=Path, help="a folder for the pictures, or a .png")
+    parser.add_argument("source", type=Path, help="a folder of CSVs")
+    parser.add_argument("target", type=Path, help="a folder for the pictures")
     parser.add_argument("--page", type=Path, help="a page whose table is to be filled")
     options = parser.parse_args()
-    if options.source.is_file():
-        draw_kernels(read(options.source), options.target)
-        return
     pictures = {
         "gpu_kernels": ("kernels", draw_kernels),
         "gpu_scan": ("kernels", draw_shares),

@@ -223,6 +223,25 @@ def test_equals_the_equations_in_loops(backend, name, grid):
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-11, atol=1e-12)
 
 
+WINDOWS = (
+    Direction(Sweep(2, True, 2), Sweep(1, False, 3)),
+    Direction(Sweep(2), Sweep(1, True, 3), (1, 2)),
+    Direction(Sweep(2, True), Sweep(1, True)),
+)
+
+
+@pytest.mark.parametrize("directions", [*(s.directions for s in SCANS.values()), WINDOWS])
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_an_exported_program_computes_side_by_side(directions, gated):
+    from v2m.ops.exported import compose
+
+    generator = torch.Generator().manual_seed(5)
+    u, z = torch.randn(2, 2, 5, 5, 6, generator=generator, dtype=torch.float64)
+    first, second = (random_weights(generator, 6, 4, 2, 4) for _ in range(2))
+    inputs = (u, z if gated else None, first, second, directions)
+    torch.testing.assert_close(compose(*inputs), mixer_core(*inputs, backend="eager"))
+
+
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 4])

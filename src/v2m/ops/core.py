@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import eager, reference
-from .backend import choose_backend
+from .backend import choose_backend, is_exporting
 
 __all__ = ["Direction", "PassWeights", "Sweep", "causal_conv", "distinct_sweeps", "mixer_core"]
 
@@ -71,7 +71,11 @@ def mixer_core(
     misalignment needs.
     """
     name = choose_backend(backend, u)
-    if name in ("reference", "eager"):
+    if name == "eager" and is_exporting():
+        from .exported import compose  # fewer and larger loops
+
+        y = compose(u, z, first, second, directions)
+    elif name in ("reference", "eager"):
         scan = reference.selective_scan if name == "reference" else eager.selective_scan
         y = _compose(scan, u, z, first, second, directions)
     else:
@@ -98,21 +102,21 @@ def _compose(scan, u, z, first, second, directions):
         # Without a convolution, what enters the scan does not depend on the sweep.
         order = None if first.conv_weight is None else sweep[:2]
         if order not in inputs:
-            inputs[order] = _inputs(u, first, sweep)
-        y = _pass(scan, inputs[order], z, first, sweep, is_first=True)
+            inputs[order] = pass_inputs(u, first, sweep)
+        y = one_pass(scan, inputs[order], z, first, sweep, is_first=True)
         handed_over[sweep] = y.to(u.dtype)
     total, inputs = None, {}
     for start, sweep, mirror in directions:
         order = start, None if second.conv_weight is None else sweep[:2]
         if order not in inputs:
-            inputs[order] = _inputs(handed_over[start], second, sweep)
-        y = _pass(scan, inputs[order], z, second, sweep, is_first=False)
+            inputs[order] = pass_inputs(handed_over[start], second, sweep)
+        y = one_pass(scan, inputs[order], z, second, sweep, is_first=False)
         y = y.flip(mirror) if mirror else y
         total = y if total is None else total + y  # in the dtype of the state
     return (total * (2 / len(directions))).to(u.dtype)
 
 
-def _inputs(u, weights, sweep):
+def pass_inputs(u, weights, sweep):
     """What one sweep scans, its step sizes, and its B or C: convolution and projections."""
     if weights.conv_weight is not None:
         u = F.silu(causal_conv(u, weights.conv_weight, weights.conv_bias, *sweep[:2])).to(u.dtype)
@@ -123,7 +127,7 @@ def _inputs(u, weights, sweep):
     return u, F.linear(low_rank, weights.dt_proj.to(u.dtype)), B_or_C
 
 
-def _pass(scan, inputs, z, weights, sweep, *, is_first):
+def one_pass(scan, inputs, z, weights, sweep, *, is_first):
     """Scan, skip and gate of one sweep, in the dtype of the state."""
     u, dt, B_or_C = inputs
     A = -torch.exp(weights.A_log.to(torch.promote_types(u.dtype, torch.float32)))

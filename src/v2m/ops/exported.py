@@ -1,14 +1,72 @@
-"""The recurrence for exported programs: one `scan` operator instead of an unrolled loop.
+"""What `eager` becomes while `torch.export` traces: few loops, each one `scan` operator.
 
-A Python loop over a line is frozen at the length it was exported with; this is not, and becomes a
-real `Scan` in ONNX. It is what `eager` uses while `torch.export` traces.
+A Python loop over a line is frozen at the length it was exported with; `scan` is not, and becomes a
+real `Scan` in ONNX. A mixer has two of them, one a pass, with its directions side by side in the
+batch: a program with one for each direction takes three times as long to write and to run.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
-__all__ = ["recurrence", "state_recurrence"]
+from . import eager
+from .core import Direction, PassWeights, Sweep, distinct_sweeps, one_pass, pass_inputs
+
+__all__ = ["compose", "recurrence", "state_recurrence"]
+
+
+class _Key(NamedTuple):
+    """Sweeps that are one scan when those in reverse read flipped grids."""
+
+    axis: int
+    reverse: bool
+    window: int
+
+
+def compose(
+    u: Tensor,
+    z: Tensor | None,
+    first: PassWeights,
+    second: PassWeights,
+    directions: tuple[Direction, ...],
+) -> Tensor:
+    """`mixer_core` by `eager`, the directions of a pass side by side; arguments as there."""
+    sweeps = distinct_sweeps(directions)
+    ys = _passes([u] * len(sweeps), z, first, sweeps, is_first=True)
+    handed_over = {sweep: y.to(u.dtype) for sweep, y in zip(sweeps, ys)}
+    starts = [handed_over[direction.first] for direction in directions]
+    ys = _passes(starts, z, second, [d.second for d in directions], is_first=False)
+    ys = [y.flip(d.mirror) if d.mirror else y for y, d in zip(ys, directions)]
+    return (sum(ys) * (2 / len(directions))).to(u.dtype)
+
+
+def _passes(
+    grids: list[Tensor], z: Tensor | None, weights: PassWeights, sweeps, *, is_first: bool
+) -> list[Tensor]:
+    """The pass of each grid (B, H, W, E) along its sweep, in the dtype of the state."""
+    families: dict[_Key, list[int]] = {}
+    for index, sweep in enumerate(sweeps):
+        # A window is aligned to the grid, which flipping would change.
+        key = _Key(sweep.axis, sweep.reverse and sweep.window > 0, sweep.window)
+        families.setdefault(key, []).append(index)
+    found: dict[int, Tensor] = {}
+    for key, members in families.items():
+        flips = [sweeps[i].reverse and not key.reverse for i in members]
+        together = _side_by_side([grids[i] for i in members], flips, key.axis)
+        gate = None if z is None else _side_by_side([z] * len(members), flips, key.axis)
+        inputs = pass_inputs(together, weights, Sweep(*key))
+        y = one_pass(eager.selective_scan, inputs, gate, weights, Sweep(*key), is_first=is_first)
+        for i, part, flip in zip(members, y.unflatten(0, (len(members), -1)).unbind(), flips):
+            found[i] = part.flip(key.axis) if flip else part
+    return [found[i] for i in range(len(grids))]
+
+
+def _side_by_side(grids: list[Tensor], flips: list[bool], axis: int) -> Tensor:
+    """Grids (B, H, W, E), some flipped, in one batch."""
+    turned = [grid.flip(axis) if flip else grid for grid, flip in zip(grids, flips)]
+    return turned[0] if len(turned) == 1 else torch.stack(turned).flatten(0, 1)
 
 
 def recurrence(
