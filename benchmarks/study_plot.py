@@ -176,7 +176,7 @@ def draw(directory: Path, path: Path) -> None:
     floor = min(min(line.get_ydata()[len(line.get_ydata()) // 3 :]) for line in left.lines)
     left.set_ylim(bottom=floor - 1)
     left.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     right.set_yticks(range(len(runs)), [VARIANTS[n].title.replace("`", "") for n in runs])
     right.invert_yaxis()
     right.set(xlabel="test top-1, %, each seed; the bar is the mean")
