@@ -3,6 +3,7 @@
     python benchmarks/study.py all --output DIR              # all that DIR/runs.csv does not have
     python benchmarks/study.py all --recipe study_small --output DIR --at-once 3
     python benchmarks/study.py best --variant hier_112 --minutes 7 --output DIR
+    python benchmarks/study.py best --no-test --set optim.lr=3e-3 --minutes 2 --output DIR  # a trial
     python benchmarks/study_plot.py DIR                      # tables and pictures
 
 First the speed of each model's step is measured alone (speed.csv); it gives the number of epochs,
@@ -45,6 +46,7 @@ from study_runs import (
 from study_train import load, prepare, run
 
 from v2m.engine.config import TrainConfig
+from v2m.engine.settings import apply_overrides
 from v2m.errors import InputError
 from v2m.models import save_model
 from v2m.recipes import get_recipe
@@ -206,6 +208,7 @@ def run_all(arguments: argparse.Namespace) -> int:
 def run_best(arguments: argparse.Namespace) -> int:
     """Train a variant of BEST for as many epochs as fit, and save it; one row of runs.csv."""
     variant, config = BEST[arguments.variant], get_recipe("fashion_mnist")
+    config = apply_overrides(config, arguments.set)
     config = replace(config, run=replace(config.run, limit_batches=arguments.limit_batches))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     capture = device.type == "cuda" and arguments.graph
@@ -215,8 +218,8 @@ def run_best(arguments: argparse.Namespace) -> int:
         epochs = arguments.epochs
     warmup = min(config.schedule.warmup_epochs, epochs / 4)
     schedule = replace(config.schedule, epochs=epochs, warmup_epochs=warmup)
-    lr = arguments.lr or config.optim.lr
-    config = replace(config, schedule=schedule, optim=replace(config.optim, lr=lr))
+    lr = config.optim.lr
+    config = replace(config, schedule=schedule)
     print(f"{arguments.variant}: {epochs} epochs", flush=True)
     stage = "trial" if arguments.no_test else "best"
     figures, curve, model = run(
@@ -227,7 +230,7 @@ def run_best(arguments: argparse.Namespace) -> int:
         finished_epoch=lambda record: print(record, flush=True),
     )
     row = dict(zip(KEY, (stage, arguments.variant, config.run.seed, lr, epochs)))
-    row |= {**figures, **circumstances("fashion_mnist", 1)}
+    row |= {**figures, **circumstances("fashion_mnist", 1, arguments.set)}
     Table(arguments.output).add(row, curve)
     if not arguments.no_test:
         save_model(model, arguments.output, v2m={"task": "classification", "data": "fashion-mnist"})
@@ -272,7 +275,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     best.set_defaults(run=run_best)
     add = best.add_argument
     add("--variant", choices=BEST, default="hier_112")
-    add("--lr", type=float, help="another learning rate than the recipe's")
+    add(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings than the recipe's"
+    )
     add("--no-test", action="store_true", help="a trial: validation images only, nothing saved")
     for command, minutes in ((everything, 1e6), (best, 7.0)):
         add = command.add_argument

@@ -135,14 +135,15 @@ def best_table(directory: Path) -> list[str]:
     if not rows:
         return []
     lines = [
-        "| model | run | parameters | epochs | rate | training, s | validation top-1, % | test"
-        " top-1, % |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | run | settings | parameters | epochs | rate | training, s | validation top-1, %"
+        " | test top-1, % |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         test = f"{100 * float(row['test_top1']):.2f}" if row["test_top1"] else ""
         lines.append(
-            f"| {BEST[row['variant']].title} | {row['stage']} | {int(row['parameters']):,} | "
+            f"| {BEST[row['variant']].title} | {row['stage']} | {row.get('settings', '')} | "
+            f"{int(row['parameters']):,} | "
             f"{row['epochs']} | {float(row['lr']):g} | {float(row['train_seconds']):.0f} | "
             f"{100 * float(row['validation_top1']):.2f} | {test} |"
         )

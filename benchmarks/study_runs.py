@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -29,7 +29,7 @@ COLUMNS = (
     *KEY,
     *("parameters", "validation_top1", "test_top1", "train_loss", "seconds", "train_seconds"),
     *("images_per_second", "peak_memory_gib", "captured", "at_once", "recipe", "device", "torch"),
-    *("triton", "v2m", "date"),
+    *("triton", "v2m", "date", "settings"),
 )
 WARM_UP, TIMED = 5, 20  # steps of a measurement of speed
 
@@ -78,8 +78,8 @@ def perform(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {**dict(zip(KEY, job.key)), **figures, **circumstances(job.recipe, job.at_once)}, curve
 
 
-def circumstances(recipe: str, at_once: int) -> dict[str, Any]:
-    """What a row says about where it was made."""
+def circumstances(recipe: str, at_once: int, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a row says about where it was made, and with which settings instead of the recipe's."""
     on_cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_cuda else describe_machine()["processor"]
     return {
@@ -90,6 +90,7 @@ def circumstances(recipe: str, at_once: int) -> dict[str, Any]:
         "triton": importlib.metadata.version("triton") if on_cuda else "",
         "v2m": v2m.__version__,
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "settings": " ".join(settings),
     }
 
 
@@ -167,7 +168,18 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def workers(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    """Processes that share the GPUs there are between them."""
+    context = get_context("spawn")
+    places = context.SimpleQueue()
+    for index in range(count):
+        places.put(index % max(1, torch.cuda.device_count()))
+    return ProcessPoolExecutor(count, context, _take_device, (places,))
+
+
+def _take_device(places) -> None:
+    place = places.get()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place)
 
 
 def run_jobs(jobs: list[Job], table: Table, *, at_once: int, until: float) -> list[str]:

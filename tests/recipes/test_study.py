@@ -440,7 +440,7 @@ def test_the_best_is_trained_tested_once_and_saved(workplace, monkeypatch):
     monkeypatch.setattr(study_plot, "BEST", {"tiny": TINY})
     monkeypatch.setattr(study, "get_recipe", lambda name: tiny_recipe())
     common = ["best", "--variant", "tiny", "--output", str(workplace), "--limit-batches", "4"]
-    assert study.main([*common, "--no-test", "--epochs", "1", "--lr", "1e-3"]) == 0
+    assert study.main([*common, "--no-test", "--epochs", "1", "--set", "optim.lr=1e-3"]) == 0
     assert not (workplace / "model.safetensors").exists()
     assert study.main([*common, "--minutes", "0.02"]) == 0
     trial, best = rows_of(workplace)
