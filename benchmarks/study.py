@@ -3,7 +3,7 @@
     python benchmarks/study.py all --output DIR              # all that DIR/runs.csv does not have
     python benchmarks/study.py all --recipe study_small --output DIR --at-once 3
     python benchmarks/study.py best --variant hier_112 --minutes 7 --output DIR
-    python benchmarks/study.py best --no-test --set optim.lr=3e-3 --minutes 2 --output DIR  # a trial
+    python benchmarks/study.py best --no-test --set optim.lr=3e-3 --minutes 2 --output DIR
     python benchmarks/study_plot.py DIR                      # tables and pictures
 
 First the speed of each model's step is measured alone (speed.csv); it gives the number of epochs,
