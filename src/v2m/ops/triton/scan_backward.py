@@ -389,7 +389,7 @@ def scan_backward_kernel(
                 dB_at = dB + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
                     Bs = tl.split(B_rows)
-                    B_rows = load_rows(B + back_n, stride_n, N, CHUNK, PADDED_N, CHUNK)
+                    B_rows = load_rows(B + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
                     Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
             Cs = None
@@ -398,7 +398,7 @@ def scan_backward_kernel(
                 dC_at = dC + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
                     Cs = tl.split(C_rows)
-                    C_rows = load_rows(C + back_n, stride_n, N, CHUNK, PADDED_N, CHUNK)
+                    C_rows = load_rows(C + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
                     Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
             if AHEAD:
