@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -104,6 +106,40 @@ def test_training_checkpoints_are_unwrapped(published, wrapper, tmp_path):
         loaded = v2m.from_checkpoint(source).state_dict()
         assert loaded.keys() == published.keys()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in published.items())
+
+
+def test_settings_of_yacs_are_read_as_plain_dicts(published, tmp_path, monkeypatch):
+    """As in VMamba's training checkpoints; yacs itself need not be there."""
+
+    class CfgNode(dict):
+        __module__ = "yacs.config"
+        __qualname__ = "CfgNode"
+
+        def __init__(self, content):
+            super().__init__(content)
+            self.__dict__["__immutable__"] = True
+
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    settings = CfgNode({"MODEL": CfgNode({"TYPE": "vssm"}), "TAGS": [1, 2]})
+    torch.save({"model": published, "config": settings}, tmp_path / "checkpoint.pth")
+    monkeypatch.undo()
+    loaded = v2m.from_checkpoint(tmp_path / "checkpoint.pth").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in published.items())
+
+
+def test_a_source_that_is_none():
+    with pytest.raises(InputError, match="`source` must be a path or a state dict; got a None"):
+        v2m.from_checkpoint(None)
+
+
+def test_saved_preprocessing_has_a_mean_for_each_channel(tmp_path):
+    model = v2m.create_model("v2m_tiny_patch16_224", in_chans=1, img_size=32, depth=1)
+    save_model(model, tmp_path)
+    cfg = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert (cfg["input_size"], len(cfg["mean"]), len(cfg["std"])) == ([1, 32, 32], 1, 1)
 
 
 def test_published_tensors_as_safetensors(published, tmp_path):

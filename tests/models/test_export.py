@@ -110,7 +110,7 @@ def test_training_goes_on_after_an_export(tmp_path):
     assert all(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters())
 
 
-def test_messages(tmp_path, capsys):
+def test_messages(tmp_path, capsys, monkeypatch):
     model = build("v2m_nano_patch4_28")
     with pytest.raises(InputError, match="`format` must be one of onnx, pt2; got 'tflite'"):
         export_model(model, tmp_path / "model.tflite")
@@ -118,8 +118,27 @@ def test_messages(tmp_path, capsys):
         export_model(torch.nn.Linear(1, 1), tmp_path / "model.pt2")
     save_model(model, tmp_path)
     assert main(["export", str(tmp_path), "--format", "pt2", "--output", "m.onnx"]) == 2
-    assert "the name of a pt2 file must end in .pt2" in capsys.readouterr().err
+    assert "the name of the file must end in .pt2" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--output", "model"]) == 2
+    assert "the name of the file must end in .onnx or .pt2" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nothing")]) == 2
+    capsys.readouterr()
+    (tmp_path / "folder.pt2").mkdir()
+    (tmp_path / "file").touch()
+    for output in ("folder.pt2", "file/model.pt2"):
+        monkeypatch.setattr("v2m.export.export_model", lambda *_, **__: pytest.fail("too late"))
+        assert main(["export", str(tmp_path), "--output", str(tmp_path / output)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_export_that_is_wrong_leaves_the_old_file(tmp_path, capsys, monkeypatch):
+    save_model(build("v2m_nano_patch4_28"), tmp_path)
+    (tmp_path / "model.pt2").write_text("old")
+    monkeypatch.setattr("v2m.export.parity", lambda *_: 1.0)
+    assert main(["export", str(tmp_path), "--format", "pt2"]) == 2
+    assert "differs from the model" in capsys.readouterr().err
+    assert (tmp_path / "model.pt2").read_text() == "old"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_onnx_missing_is_said(tmp_path, monkeypatch):

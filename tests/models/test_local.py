@@ -96,6 +96,14 @@ def test_gated_mixer_gates_each_direction():
         torch.testing.assert_close(gated(x), plain(x) / 2)
 
 
+@pytest.mark.parametrize("windows", [None, (2, 2, 2, 2), (0, 2, 0, 2)])
+def test_there_is_no_gate_that_nothing_goes_through(windows):
+    mixer = fill_deterministically(Mixer2d(8, windows=windows, channel_gate=True))
+    mixer(torch.randn(2, 5, 5, 8)).square().sum().backward()
+    assert all(p.grad is not None for p in mixer.parameters())
+    assert mixer.multiply_adds(25) > Mixer2d(8, windows=windows).multiply_adds(25)
+
+
 def test_local_models_take_any_grid():
     model = small(LOCAL[0], num_classes=5, windows=((0, 7, 2, 0),))
     for size in ((16, 16), (48, 80), (144, 32)):

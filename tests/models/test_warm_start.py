@@ -114,6 +114,21 @@ def test_from_a_directory_with_its_class_names(vim, tmp_path):
     assert torch.equal(again(images_for(again)), started(images_for(started)))
 
 
+def test_preprocessing_and_channels_of_the_source(vim, tmp_path):
+    model = small("vim_tiny_patch16_224", num_classes=3, **PLAIN)
+    half = {"mean": (0.4, 0.5, 0.6), "std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
+    save_model(model, tmp_path, pretrained_cfg=half | {"interpolation": "bilinear"})
+    into = {"into": "v2m_tiny_patch16_224", **PLAIN}
+    cfg = v2m.from_checkpoint(tmp_path, **into).pretrained_cfg
+    assert (tuple(cfg["mean"]), tuple(cfg["std"])) == (half["mean"], half["std"])
+    assert (cfg["crop_pct"], cfg["interpolation"], cfg["num_classes"]) == (0.9, "bilinear", 3)
+    grey = v2m.from_checkpoint(tmp_path, in_chans=1, **into)
+    assert grey.pretrained_cfg["input_size"][0] == 1
+    assert tuple(grey.pretrained_cfg["mean"]) == pytest.approx((0.5,))
+    weight = model.state_dict()["patch_embed.proj.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(grey.state_dict()["patch_embed.proj.weight"], weight)
+
+
 def test_nothing_in_common_is_an_error(vmamba):
     with pytest.raises(InputError, match="nothing in the layers of the checkpoint, a VMamba"):
         v2m.from_checkpoint(vmamba, into="v2m_tiny_patch16_224", **PLAIN)

@@ -46,28 +46,46 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and say where the file is; 0, or InputError."""
-    from v2m.export import export_model, parity, sample_sizes
+    from v2m.export import FORMATS, export_model, parity, sample_sizes
     from v2m.predict import load_model
 
     format = args.format or (args.output.suffix[1:] if args.output else "onnx")
     folder = args.model if args.model.is_dir() else args.model.parent
     path = args.output or folder / f"model.{format}"
-    if path.suffix != f".{format}":
-        raise InputError(f"--output {path}: the name of a {format} file must end in .{format}.")
+    if format not in FORMATS or path.suffix != f".{format}":
+        ending = f".{format}" if format in FORMATS else ".onnx or .pt2"
+        raise InputError(f"--output {path}: the name of the file must end in {ending}.")
     model = load_model(args.model)
     dynamic_size = not args.fixed_size
-    export_model(model, path, format=format, dynamic_size=dynamic_size)
     sizes = sample_sizes(model, dynamic_size=dynamic_size)
-    error = parity(model, path, sizes)
-    if error > TOLERANCE:
-        path.unlink()
-        raise InputError(
-            f"the exported file differs from the model by {error:.1e} of its largest logit, more"
-            f" than {TOLERANCE:.0e}, and was removed. Please report the versions of torch and"
-            " onnxruntime."
-        )
+    draft = _draft(path)
+    try:
+        export_model(model, draft, format=format, dynamic_size=dynamic_size)
+        error = parity(model, draft, sizes)
+        if error > TOLERANCE:
+            raise InputError(
+                f"the exported file differs from the model by {error:.1e} of its largest logit,"
+                f" more than {TOLERANCE:.0e}, and was removed. Please report the versions of torch"
+                " and onnxruntime."
+            )
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     shapes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in sizes)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"wrote {escape(str(path))}, {path.stat().st_size / 1e6:.1f} MB")
     console.print(f"compared with the model at {shapes}: largest difference {error:.1e}")
     return 0
+
+
+def _draft(path: Path) -> Path:
+    """An empty file beside `path`, to be moved there when it is right; exporting takes minutes."""
+    draft = path.with_name(f".{path.stem}.draft{path.suffix}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return draft

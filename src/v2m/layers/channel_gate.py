@@ -21,6 +21,7 @@ class ChannelGate(nn.Module):
     def __init__(self, channels: int, reduction: int = 8):
         super().__init__()
         hidden = max(1, channels // reduction)
+        self.multiply_adds = 2 * channels * hidden  # whatever the number of tokens
         self.norm = nn.LayerNorm(channels)
         self.reduce = nn.Linear(channels, hidden)
         self.expand = nn.Linear(hidden, channels)

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from v2m.errors import InputError
-from v2m.ops.core import mixer_core
+from v2m.ops.core import Direction, mixer_core
 from v2m.ops.full_state import full_state_core
 
 from .channel_gate import ChannelGate
@@ -77,8 +77,8 @@ class Mixer2d(TwoPass):
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.channel_gate = channel_gate
-        if channel_gate:
-            self.gate, self.window_gate = ChannelGate(inner), ChannelGate(inner)
+        for name in sorted({_gate_of(d) for d in self.directions}) if channel_gate else ():
+            self.add_module(name, ChannelGate(inner))
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.reset_parameters()
 
@@ -106,7 +106,7 @@ class Mixer2d(TwoPass):
         total = None
         for direction in self.directions:
             y = core(u, z, *weights, (direction,), transpose=self.transpose)
-            y = self.window_gate(y) if direction.first.window else self.gate(y)
+            y = getattr(self, _gate_of(direction))(y)
             total = y if total is None else total + y
         return total / len(self.directions)  # one direction alone is doubled already
 
@@ -114,13 +114,17 @@ class Mixer2d(TwoPass):
         """As `TwoPass.multiply_adds`; gated directions run one by one and share no scan."""
         if not self.channel_gate:
             return super().multiply_adds(tokens)
-        directions = len(self.directions)
-        gate = self.gate.reduce.weight.numel() + self.gate.expand.weight.numel()  # on one token
-        return tokens * self._multiply_adds_per_token(directions) + directions * gate
+        gates = sum(getattr(self, _gate_of(d)).multiply_adds for d in self.directions)
+        return tokens * self._multiply_adds_per_token(len(self.directions)) + gates
 
     def extra_repr(self) -> str:
         windows = "" if self.windows is None else f", windows={self.windows}"
         return f"dim={self.dim}, d_state={self.d_state}, scan={self.scan!r}{windows}"
+
+
+def _gate_of(direction: Direction) -> str:
+    """The gate a direction goes through: none is there that no direction needs."""
+    return "window_gate" if direction.first.window else "gate"
 
 
 def _windowed(scan: Scan, windows: tuple[int, ...] | None) -> Scan:

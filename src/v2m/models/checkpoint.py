@@ -27,6 +27,7 @@ from .warm_start import warm_start
 __all__ = ["from_checkpoint", "hub_config", "load_strictly", "read_config", "save_model"]
 
 WEIGHTS, CONFIG, METADATA_KEY = "model.safetensors", "config.json", "v2m_config"
+_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _WRAPPERS = ("module.", "_orig_mod.")  # distributed training and torch.compile put these in front
 
 
@@ -77,14 +78,20 @@ def from_checkpoint(
     cfg = {**model.pretrained_cfg, **stated}
     if overrides.keys() & {"img_size", "in_chans"} or "input_size" not in stated:
         cfg["input_size"] = _input_size(model, cfg)
-    for key in ("mean", "std"):
-        if len(cfg[key]) != cfg["input_size"][0]:
-            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * cfg["input_size"][0]
+    _fit_channels(cfg)
     if model.num_classes != found.arguments.get("num_classes"):
         cfg.pop("label_names", None)
     model.pretrained_cfg = model.default_cfg = {**cfg, "num_classes": model.num_classes}
     load_strictly(model, _adapt(found, model, overrides))
     return model.eval()
+
+
+def _fit_channels(cfg: dict[str, Any]) -> None:
+    """One mean and one standard deviation a channel: of other channels, their average."""
+    channels = cfg["input_size"][0]
+    for key in ("mean", "std"):
+        if key in cfg and len(cfg[key]) != channels:
+            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * channels
 
 
 def _check_sizes(
@@ -102,7 +109,7 @@ def _check_sizes(
 
 
 def _warm_start(found: _Checkpoint, into: str, overrides: dict[str, Any]) -> nn.Module:
-    """The model `into`, with the classes and channels of the source unless overridden."""
+    """The model `into`; classes, channels, preprocessing are the source's if not overridden."""
     shared = {
         key: found.arguments[key] for key in ("num_classes", "in_chans") if key in found.arguments
     }
@@ -112,10 +119,14 @@ def _warm_start(found: _Checkpoint, into: str, overrides: dict[str, Any]) -> nn.
         model.pretrained_cfg["label_names"] = classes
     if found.architecture not in MODELS:
         raise InputError(f"`into` starts from models of this library; got {found.architecture!r}.")
-    model.pretrained_cfg["input_size"] = _input_size(model, model.pretrained_cfg)
-    model.warm_start = warm_start(
-        model, MODELS[found.architecture][0], found.arguments, found.state
-    )
+    cfg = model.pretrained_cfg
+    cfg |= {
+        key: found.pretrained_cfg[key] for key in _PREPROCESSING if found.pretrained_cfg.get(key)
+    }
+    cfg |= {"input_size": _input_size(model, cfg), "num_classes": model.num_classes}
+    _fit_channels(cfg)
+    state = _with_channels(found.state, model, overrides)
+    model.warm_start = warm_start(model, MODELS[found.architecture][0], found.arguments, state)
     return model.eval()
 
 
@@ -198,6 +209,8 @@ def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _read(source: str | os.PathLike | Mapping[str, Tensor]) -> _Checkpoint:
     if isinstance(source, Mapping):
         return _published(_unwrap(source, "the mapping"))
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"`source` must be a path or a state dict; got a {type(source).__name__}.")
     path = Path(source)
     if path.is_dir():
         config = read_config(path)
@@ -275,14 +288,22 @@ def _adapt(found: _Checkpoint, model: nn.Module, overrides: Mapping[str, Any]) -
         old = type(config)(**found.arguments).grid_size
         if position.dim() == 3 and position.shape[1] == math.prod(old) + model.prefix_tokens:
             state["pos_embed"] = model.resample_position(position, grid, old)
-    first = model.pretrained_cfg.get("first_conv")
-    channels = overrides.get("in_chans")
-    if channels is not None and first and f"{first}.weight" in state:
-        state[f"{first}.weight"] = _adapt_channels(state[f"{first}.weight"], channels)
+    state = _with_channels(state, model, overrides)
     if overrides.get("num_classes", model.num_classes) != found.arguments.get("num_classes"):
         head = model.pretrained_cfg.get("classifier", "head") + "."
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(head)}
         state = {k: v for k, v in state.items() if not k.startswith(head)} | fresh
+    return state
+
+
+def _with_channels(
+    state: Mapping[str, Tensor], model: nn.Module, overrides: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors with the first convolution for as many channels as `overrides` ask for."""
+    state, channels = dict(state), overrides.get("in_chans")
+    weight = f"{model.pretrained_cfg.get('first_conv')}.weight"
+    if channels is not None and weight in state:
+        state[weight] = _adapt_channels(state[weight], channels)
     return state
 
 
@@ -313,6 +334,7 @@ def hub_config(
         if key not in ("state_dict", "url", "file", "source", "hf_hub_id") and value is not None
     }
     cfg = {**source, "input_size": _input_size(model, source), **(pretrained_cfg or {})}
+    _fit_channels(cfg)
     cfg["num_classes"] = model.num_classes
     names = label_names if label_names is not None else cfg.get("label_names")
     cfg.pop("label_names", None)

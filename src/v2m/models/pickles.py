@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from v2m.errors import InputError
 
 __all__ = ["load_pickle"]
 
+_SETTINGS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 _DAMAGED = (
     EOFError,
     ValueError,
@@ -28,7 +30,8 @@ _DAMAGED = (
 def load_pickle(path: Path) -> Any:
     """The content of a file written by `torch.save`: tensors and plain containers only.
 
-    `argparse.Namespace` is allowed, since training checkpoints of this family carry one.
+    Training checkpoints of this family carry their settings too: `argparse.Namespace` is allowed,
+    and so is yacs' `CfgNode` (VMamba), which is read as a plain dict.
 
     Raises:
         InputError: the file asks for any other class or function, or is damaged.
@@ -36,7 +39,7 @@ def load_pickle(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: copy or download it again.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_SETTINGS), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the protocol, which is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
