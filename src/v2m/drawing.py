@@ -56,9 +56,15 @@ def draw_objects(
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     for box, color in masked:
-        left, top, right, bottom = (times * side for side in box)
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=2)
+        _draw_box(draw, [times * side for side in box], color, 2)
     return picture
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], color: tuple, width: int) -> None:
+    """A box whose right and lower edges lie outside; one of less than a pixel is a pixel."""
+    left, top, right, bottom = box
+    right, bottom = max(left, right - 1), max(top, bottom - 1)
+    draw.rectangle((left, top, right, bottom), outline=color, width=width)
 
 
 def _outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
@@ -116,7 +122,7 @@ def draw_detections(
     size = int(np.clip(max(image.size) / 45, 9, 16))
     for (left, top, right, bottom), label, score, color in zip(boxes, labels, scores, chosen):
         if masks is None:
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
+            _draw_box(draw, (left, top, right, bottom), color, width)
         text = f"{score:.2f}" if len(names) == 1 else f"{names[label]} {score:.2f}"
         if draw.textlength(text, font_size=size) <= right - left - 4 and bottom - top > size:
             place, style = (left + 3, top + 2), {"fill": "white", "stroke_fill": "black"}

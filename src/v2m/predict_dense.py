@@ -25,7 +25,7 @@ from v2m.heads import Detector, from_directory
 
 __all__ = ["DensePredictor", "predict_to_folder"]
 
-DETECTIONS = "detections.json"
+DETECTIONS, DRAWN = "detections.json", "_drawn"
 
 
 class DensePredictor:
@@ -94,17 +94,24 @@ def predict_to_folder(
 ) -> Iterator[Path]:
     """Write what a model finds on images, one after the other; yields the files drawn.
 
-    A detector writes OUTPUT/detections.json, COCO's JSON of images, categories and annotations
-    (all scores), and a picture an image with what has at least `score`. A segmenter writes
-    OUTPUT/NAME.png with the number of each pixel's class, and OUTPUT/NAME_drawn.png.
+    A detector writes OUTPUT/detections.json, COCO's JSON of images, categories (the model's
+    classes, numbered from 1) and annotations (all scores), and a picture an image with what has at
+    least `score`. A segmenter writes OUTPUT/NAME.png with the number of each pixel's class, and
+    OUTPUT/NAME_drawn.png.
 
     Args:
         skipped: receives (path, reason) of each image that cannot be read; without it, such an
             image is an error.
 
     Raises:
-        InputError: an image cannot be read, or the folder not be written.
+        InputError: an image cannot be read, or the folder not be written, or it holds the images.
     """
+    paths = list(paths)
+    if overwritten := [path for path in paths if path.resolve().parent == output.resolve()]:
+        raise InputError(
+            f"{output} holds {overwritten[0].name}, one of the images to predict, and results with"
+            " such names would replace it: give another folder with --output."
+        )
     names = _Names()
     content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
     content["categories"] = [
@@ -139,10 +146,10 @@ class _Names:
 
     def of(self, path: Path) -> str:
         name, number = path.stem, 1
-        while name in self.taken:
+        while {name, name + DRAWN} & self.taken:
             number += 1
             name = f"{path.stem}-{number}"
-        self.taken.add(name)
+        self.taken |= {name, name + DRAWN}
         return name
 
 
@@ -168,6 +175,6 @@ def _detected(
 def _named(predictor: DensePredictor, image: Image.Image, output: Path, name: str) -> Path:
     classes = predictor.classes(image)
     Image.fromarray(classes).save(output / f"{name}.png")
-    target = output / f"{name}_drawn.png"
+    target = output / f"{name}{DRAWN}.png"
     predictor.draw_classes(image, classes).save(target)
     return target

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 from shapes import write_classes, write_coco
-from v2m.cli.main import main
+from v2m.cli.main import build_parser, main
+from v2m.cli.train import configuration
 from v2m.drawing import palette
+from v2m.engine.config import ModelConfig
 from v2m.heads import Detector, DetectorConfig, Segmenter, SegmenterConfig
 from v2m.models import save_model
+from v2m.recipes import get_recipe
 
 BODY = {
     "backbone": "v2m_hier_small_224",
@@ -120,6 +123,45 @@ def test_same_names_and_bad_images(models, data, tmp_path, capsys):
     assert main([*command, "--skip-bad"]) == 0
     assert "skipped" in capsys.readouterr().err
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"x.png", "x-2.png", "x-2_drawn.png"}
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_results_never_replace_the_images(task, models, tmp_path, capsys):
+    for name in ("x.png", "x_drawn.png"):
+        Image.new("RGB", (40, 30), 9).save(tmp_path / name)
+    before = (tmp_path / "x.png").read_bytes()
+    command = ["predict", str(models / task), str(tmp_path), "--output"]
+    assert main([*command, str(tmp_path)]) == 2
+    assert "holds x.png, one of the images to predict" in capsys.readouterr().err
+    assert (tmp_path / "x.png").read_bytes() == before
+    assert main([*command, str(tmp_path / "out")]) == 0
+    written = {path.name for path in (tmp_path / "out").glob("*.png")}
+    drawn = {"x_drawn.png", "x_drawn-2_drawn.png"}
+    others = {"x.png", "x_drawn-2.png"}
+    assert written == (drawn | others if task == "segment" else others)
+
+
+def test_boxes_of_less_than_a_pixel_are_drawn(models, data, tmp_path, monkeypatch):
+    def thin(self, image):
+        boxes = torch.tensor([[3.0, 4, 3.2, 30], [5, 6, 40, 6.1], [60, 60, 64, 64]])
+        return {"boxes": boxes, "labels": torch.zeros(3, dtype=int), "scores": torch.ones(3)}
+
+    monkeypatch.setattr("v2m.predict_dense.DensePredictor.detect", thin)
+    image = str(data["detect"] / "val" / "000.png")
+    assert main(["predict", str(models / "detect"), image, "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "000.png").is_file()
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_without_a_recipe_a_task_has_its_own_settings(task):
+    def settings(*words):
+        return configuration(build_parser("train").parse_args(["train", "--task", task, *words]))
+
+    recipe = get_recipe(f"{task}_own")
+    assert settings() == recipe
+    named = settings("resnet18")
+    assert named.model == ModelConfig(name="resnet18")
+    assert (named.data, named.optim) == (recipe.data, recipe.optim)
 
 
 @pytest.mark.parametrize("extra", [["--multi-scale"], ["--window", "32"]])

@@ -190,6 +190,8 @@ def test_drawing_by_hand():
     assert not changed[19].any()
     assert not changed[30, 20:40].any()  # the outline alone
     assert (drawn[20, 30] == RIGHT).all()
+    thin = [((10, 20, 10.3, 60), None, RIGHT), ((10, 20, 60, 20.2), None, RIGHT)]
+    assert (np.asarray(draw_objects(grey, thin)) != 100).any()
     mask = np.zeros((100, 100), np.uint8)
     mask[10:30, 10:40] = 1
     runs = mask_api().encode(np.asfortranarray(mask))

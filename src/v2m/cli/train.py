@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--list-settings", action="store_true", help="list all settings and their values, and exit")
 
 
+# Without a recipe, dense tasks begin with this one's settings: those of classification fit nothing.
+OWN = {"detect": "detect_own", "segment": "segment_own"}
+
+
 def configuration(arguments: argparse.Namespace) -> Any:
     """The TrainConfig that a command line asks for."""
-    from v2m.engine.config import TrainConfig, apply_overrides
+    from v2m.engine.config import ModelConfig, TrainConfig, apply_overrides
     from v2m.recipes import get_recipe
 
-    config = get_recipe(arguments.recipe) if arguments.recipe else TrainConfig()
+    if arguments.recipe:
+        config = get_recipe(arguments.recipe)
+    elif arguments.task in OWN:
+        config = get_recipe(OWN[arguments.task])
+        if arguments.model is not None:
+            config = replace(config, model=ModelConfig())
+    else:
+        config = TrainConfig()
     named = {
         "task": arguments.task,
         "model.name": arguments.model,

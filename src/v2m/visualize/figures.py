@@ -144,7 +144,8 @@ def draw_receptive_fields(
         bar = figure.colorbar(image, ax=panels, fraction=0.045, pad=0.02, aspect=32)
         bar.outline.set_visible(False)
         bar.minorticks_off()
-        bar.set_label("gradient, relative to the largest")
+        tall = figure.get_figheight() > 3  # else the longer words would be cut off
+        bar.set_label("gradient, relative to the largest" if tall else "relative gradient")
     return figure
 
 
