@@ -104,3 +104,13 @@ def test_splits_and_errors(tmp_path):
         load_segmentation(root)
     with pytest.raises(InputError, match="does not exist"):
         load_segmentation(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "objectInfo150.txt"])
+def test_names_that_are_not_text(tmp_path, name):
+    root = write_classes(tmp_path, 2)
+    (root / "classes.txt").unlink()
+    (root / name).write_bytes("Bär\n".encode("latin1"))
+    with pytest.raises(InputError, match="is not text in UTF-8: byte 0xe4 at position 1") as error:
+        load_segmentation(root)
+    assert str(root / name) in str(error.value)

@@ -5,11 +5,25 @@ import json
 import numpy as np
 import pytest
 
-from shapes import box_of, coco_content, draw, write_coco
-from v2m.data.annotations import BadAnnotationError
-from v2m.data.coco import read_coco
+from shapes import (
+    CLASSES,
+    box_of,
+    coco_content,
+    draw,
+    run_lengths,
+    write_coco,
+    write_voc,
+)
+from v2m.data import coco
+from v2m.data.annotations import BadAnnotationError, mask_api
+from v2m.data.coco import coco_classes, read_coco
 from v2m.data.detection import load_detection
 from v2m.errors import InputError
+from v2m.evaluation.detection import average_precision
+
+
+def masked(counts) -> dict:
+    return {"segmentation": {"size": [64, 64], "counts": counts}}
 
 
 def test_boxes_masks_and_classes(tmp_path):
@@ -79,11 +93,27 @@ BAD_ANNOTATIONS = {
         {"segmentation": {"size": [32, 64], "counts": [0, 2048]}},
         r"its mask has height and width \[32, 64\], and the image \[64, 64\]",
     ),
-    "short mask": ({"segmentation": {"size": [64, 64], "counts": [5, 5]}}, "do not add up"),
+    "short mask": ({"segmentation": {"size": [64, 64], "counts": [5, 5]}}, "add up to 10, not to"),
     "two corners": ({"segmentation": [[1, 1, 5, 5]]}, "not at least three corners"),
     "empty mask": ({"segmentation": {"size": [64, 64], "counts": [4096]}}, "its mask is empty"),
     "odd mask": ({"segmentation": {"size": [64, 64]}}, "segmentation cannot be read"),
     "number as mask": ({"segmentation": 7}, "segmentation cannot be read"),
+    "number as lengths": (masked(12), "counts must be text or a list of numbers, got 12"),
+    "no lengths": (masked(""), "counts must be text or a list of numbers, got ''"),
+    "garbage": (masked("garbage!!"), "counts have the character 'r'"),
+    "other alphabet": (masked("\u00e9\u2028"), "counts have the character"),
+    "cut": (masked("PPYo"), "counts end within a number"),
+    "endless number": (masked("o" * 4000), "a number of more than 60 bits"),
+    "too long": (masked("PPYo1000"), "add up to .*, not to the image's 4096 pixels"),
+    "too short": (masked("15"), "add up to 6, not to the image's 4096 pixels"),
+    "negative lengths": (masked([-10, 4106]), "are not all whole numbers from 0"),
+    "negative text": (masked("F:PP4"), "are not all whole numbers from 0"),
+    "fractions": (masked([0.5, 4095.5]), "are not all whole numbers from 0"),
+    "truths": (masked([True, 4095]), "are not all whole numbers from 0"),
+    "text in the lengths": (masked(["a", 4096]), "are not all whole numbers from 0"),
+    "endless polygon": ({"segmentation": [[10**400, 0, 5, 5, 9, 9]]}, "cannot be read"),
+    "endless box": ({"bbox": [10**400, 1, 2, 3]}, "is not four finite numbers"),
+    "endless sum": ({"bbox": [10**400, 1, 2.5, 3]}, "is not four finite numbers"),
 }
 
 
@@ -108,6 +138,7 @@ BAD_IMAGES = {
     "missing file": ({"file_name": "no.png"}, "no.png is missing"),
     "no file": ({"file_name": None}, "it has no file_name"),
     "same id": ({"id": 10}, "its id is there twice"),
+    "endless height": ({"height": 10**400}, "its height and width are 1000"),
     "no height": ({"height": 0}, "its height and width are 0 and 64"),
 }
 
@@ -136,6 +167,15 @@ def test_image_of_another_size_is_named(tmp_path):
     dataset = load_detection(tmp_path)
     with pytest.raises(BadAnnotationError, match=r"000.png has 64 x 64 pixels, .* says 64 x 70"):
         dataset[0]
+
+
+def test_area_that_no_float_holds_is_that_of_the_mask(tmp_path):
+    content, _ = coco_content(1)
+    expected = content["annotations"][0]["area"]
+    content["annotations"][0]["area"] = 10**400
+    write_coco(tmp_path, 1)
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    assert load_detection(tmp_path).images[0].instances[0].area == expected
 
 
 def test_box_over_the_edge_by_rounding_is_cut(tmp_path):
@@ -198,3 +238,105 @@ def test_one_folder_a_split(tmp_path):
     (root / "train" / "_annotations.coco.json").write_text(json.dumps(content))
     assert len(load_detection(root, validation_fraction=0.5)) == 1
     assert len(load_detection(root, "validation", validation_fraction=0.5)) == 1
+
+
+def write_categories(root, split: str, names: dict[int, str]):
+    """Replace the categories; the objects of a name that is still there take its new number."""
+    path = root / "annotations" / f"instances_{split}.json"
+    content = json.loads(path.read_text())
+    old = {entry["id"]: entry["name"] for entry in content["categories"]}
+    new = {name: number for number, name in names.items()}
+    content["categories"] = [{"id": number, "name": name} for number, name in names.items()]
+    for annotation in content["annotations"]:
+        number = annotation["category_id"]
+        annotation["category_id"] = new.get(old[number], number)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def named_labels(dataset) -> list[list[str]]:
+    targets = [dataset.target(index) for index in range(len(dataset))]
+    return [[dataset.classes[label] for label in t["labels"].tolist()] for t in targets]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_another_order_of_the_categories_is_that_of_training(tmp_path, split):
+    root = write_coco(tmp_path, 4, splits=("train", "val", "test"))
+    write_categories(root, {"validation": "val"}.get(split, split), {1: "square", 5: "disc"})
+    train, dataset = load_detection(root), load_detection(root, split)
+    assert dataset.classes == train.classes == ["disc", "square"]
+    assert dataset.category_ids == [5, 1]
+    for index in range(4):
+        expected = train.target(index)["labels"].tolist()
+        assert dataset.target(index)["labels"].tolist() == expected
+    assert {i.label for image in dataset.images for i in image.instances} == {0, 1}
+    rows = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 1.0}
+        for a in dataset.coco()["annotations"]
+    ]
+    figures, by_class = average_precision(dataset.coco(), rows, "bbox")
+    assert figures["ap"] == pytest.approx(1)
+    assert set(by_class) == {1, 5}
+
+
+def test_categories_that_training_lacks_are_refused(tmp_path):
+    root = write_coco(tmp_path, 4)
+    path = write_categories(root, "val", {3: "circle", 7: "square"})
+    for on_error in ("raise", "skip"):
+        with pytest.raises(InputError, match="has objects of the categories 'circle'") as error:
+            load_detection(root, "validation", on_error=on_error)
+        message = str(error.value)
+        assert str(path) in message
+        assert f"{path.with_name('instances_train.json')} do not list" in message
+        assert "and lacks 'disc'" in message
+    with pytest.raises(InputError, match="'circle'"):
+        load_detection(root, "test")
+
+
+def test_more_and_fewer_categories(tmp_path):
+    root = write_coco(tmp_path, 4)
+    before = named_labels(load_detection(root, "validation"))
+    write_categories(root, "val", {0: "unused", 3: "disc", 7: "square"})
+    assert load_detection(root, "validation").classes == ["disc", "square"]
+    assert load_detection(root, "validation").category_ids == [3, 7]
+    write_categories(root, "train", {2: "apple", 3: "disc", 7: "square", 8: "pear"})
+    dataset = load_detection(root, "validation")
+    assert dataset.classes == load_detection(root).classes == ["apple", "disc", "square", "pear"]
+    assert dataset.category_ids == [8, 3, 7, 9]  # the file's own, and new ones for the rest
+    assert named_labels(dataset) == before
+
+
+def test_categories_of_a_training_file_that_changes(tmp_path):
+    root = write_coco(tmp_path, 2)
+    path = tmp_path / "annotations" / "instances_train.json"
+    assert coco_classes(path) == ["disc", "square"]
+    write_categories(root, "train", {3: "square", 7: "disc", 99: "pear"})
+    assert coco_classes(path) == ["square", "disc", "pear"]
+    assert load_detection(root, "validation").classes == ["square", "disc", "pear"]
+
+
+def test_coco_and_voc_in_one_folder(tmp_path):
+    root = write_voc(write_coco(tmp_path, 3, splits=("train",)), 3)
+    (root / "ImageSets" / "Main" / "val.txt").write_text("000\n")
+    write_categories(root, "train", {3: "square", 7: "disc"})
+    dataset = load_detection(root, "validation")
+    assert dataset.root.name == "JPEGImages"
+    assert dataset.classes == ["square", "disc"]
+    assert dataset.target(0)["labels"].tolist() == [1 - label for label, _ in draw(0)[1]]
+    (root / "train").rename(root / "val")
+    path = root / "annotations" / "instances_train.json"
+    path.rename(path.with_name("instances_val.json"))
+    dataset = load_detection(root, "validation")
+    assert dataset.root.name != "JPEGImages"
+    assert dataset.classes == ["disc", "square"]
+    assert named_labels(dataset)[0] == [CLASSES[label] for label, _ in draw(0)[1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compressed_run_lengths(tmp_path, seed):
+    """The text that faster-coco-eval writes is read as the lengths, and is accepted."""
+    random = np.random.default_rng(seed)
+    mask = np.asfortranarray(random.random((37, 53)) < random.random() ** 3, np.uint8)
+    mask[random.integers(37), random.integers(53)] = 1
+    text = as_text(mask_api().encode(mask)["counts"])
+    assert coco._run_lengths(text) == run_lengths(mask > 0)["counts"]

@@ -311,6 +311,9 @@ def test_what_a_user_may_get_wrong(tmp_path: Path, shards: Path) -> None:
     (shards / "classnames.txt").write_text("ant\nbee\n")
     with pytest.raises(InputError, match="names 2 different classes; the shards have 3"):
         load_dataset(f"wds:{shards}")
+    (shards / "classnames.txt").write_bytes("ant\nbee\nBär\n".encode("latin1"))
+    with pytest.raises(InputError, match=r"classnames\.txt is not text in UTF-8: byte 0xe4"):
+        load_dataset(f"wds:{shards}")
     (shards / "set-train-0.tar").write_bytes(b"not a tar file at all" * 100)
     with pytest.raises(InputError, match=r"set-train-0\.tar cannot be read as a tar file"):
         load_dataset(f"wds:{shards}")

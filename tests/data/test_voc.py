@@ -94,3 +94,91 @@ def test_splits(tmp_path):
         read_voc(root, "test", name="voc")
     with pytest.raises(InputError, match="is not Pascal VOC's layout"):
         read_voc(tmp_path / "ImageSets", None, name="voc")
+
+
+def write_lists(root, **lists: str) -> None:
+    """ImageSets/Main with these lists only: names as text, apart by blanks."""
+    folder = root / "ImageSets" / "Main"
+    for path in folder.iterdir():
+        path.unlink()
+    for name, images in lists.items():
+        (folder / f"{name}.txt").write_text("\n".join(images.split()) + "\n")
+
+
+def split_names(root) -> dict[str, list[str]]:
+    splits = ("train", "validation", "test")
+    found = {s: load_detection(root, s, validation_fraction=0.25) for s in splits}
+    return {s: [image.path[:3] for image in part.images] for s, part in found.items()}
+
+
+def test_trainval_and_test_lists(tmp_path):
+    root = write_voc(tmp_path, 6)
+    write_lists(root, trainval="000 001 003 005", test="002 004")
+    names = split_names(root)
+    assert sorted(names["train"] + names["validation"]) == ["000", "001", "003", "005"]
+    assert len(names["validation"]) == 1
+    assert names["test"] == ["002", "004"]
+    assert load_detection(root, "test").split == "test"
+
+
+def test_trainval_with_its_validation_list(tmp_path):
+    root = write_voc(tmp_path, 6)
+    write_lists(root, trainval="000 001 003 005", val="001 005")
+    names = split_names(root)
+    assert names == {"train": ["000", "003"], "validation": ["001", "005"], "test": ["001", "005"]}
+
+
+def test_train_list_comes_before_trainval(tmp_path):
+    root = write_voc(tmp_path, 6)
+    write_lists(root, train="000 001 000", trainval="000 001 002 003", val="002 003")
+    assert split_names(root)["train"] == ["000", "001"]
+
+
+def test_only_a_validation_list(tmp_path):
+    root = write_voc(tmp_path, 6)
+    write_lists(root, val="001 004")
+    names = split_names(root)
+    assert names["train"] == ["000", "002", "003", "005"]
+    assert names["validation"] == names["test"] == ["001", "004"]
+
+
+def test_only_a_test_list(tmp_path):
+    root = write_voc(tmp_path, 6)
+    write_lists(root, test="001 004")
+    names = split_names(root)
+    assert sorted(names["train"] + names["validation"]) == ["000", "002", "003", "005"]
+    assert len(names["validation"]) == 1
+    assert names["test"] == ["001", "004"]
+
+
+def test_no_lists(tmp_path):
+    root = write_voc(tmp_path, 6)
+    write_lists(root)
+    names = split_names(root)
+    everything = [f"{number:03}" for number in range(6)]
+    assert sorted(names["train"] + names["validation"]) == everything
+    assert names["test"] == names["validation"]
+
+
+def test_lists_that_leave_nothing_to_train_on(tmp_path):
+    root = write_voc(tmp_path, 4)
+    write_lists(root, val="000 001", test="002 003")
+    with pytest.raises(InputError, match=r"no image to train on: .*val.txt and .*test.txt list"):
+        load_detection(root)
+
+
+def test_list_that_is_not_text(tmp_path):
+    root = write_voc(tmp_path, 2)
+    path = root / "ImageSets" / "Main" / "train.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not text in UTF-8: byte 0xff at position 0") as error:
+        load_detection(root)
+    assert str(path) in str(error.value)
+
+
+def test_unknown_encoding_is_named(tmp_path):
+    root = write_voc(tmp_path, 2)
+    path = root / "Annotations" / "001.xml"
+    path.write_text("<?xml version='1.0' encoding='no-such'?>" + path.read_text())
+    with pytest.raises(BadAnnotationError, match=r"001.xml: it cannot be read as XML"):
+        load_detection(root)

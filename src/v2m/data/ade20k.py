@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from v2m.data.annotations import BadAnnotationError, Problems
 from v2m.data.images import IMAGE_SUFFIXES, load_image
 from v2m.data.randomness import stable_order
+from v2m.data.text import read_text
 from v2m.errors import InputError
 
 __all__ = ["IGNORED", "SegmentationDataset", "load_segmentation"]
@@ -171,7 +172,7 @@ def _class_names(root: Path) -> tuple[list[str], int]:
     """The names, and the number of the first class."""
     path = root / "classes.txt"
     if path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in read_text(path).splitlines()]
         names = names[: len(names) - next((i for i, n in enumerate(reversed(names)) if n), 0)]
         if not names or not all(names) or len(set(names)) != len(names) or len(names) > IGNORED:
             raise InputError(
@@ -182,7 +183,7 @@ def _class_names(root: Path) -> tuple[list[str], int]:
     path = root / ADE_CLASSES
     if not path.is_file():
         raise InputError(f"{root} has neither classes.txt nor {ADE_CLASSES}:\n{LAYOUT}")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    rows = [line.split("\t") for line in read_text(path).splitlines()[1:]]
     names = [row[-1].split(",")[0].strip() for row in rows if len(row) >= 5]
     if not names:
         raise InputError(f"{path} is not ADE20K's table of names: expected five columns, by tabs.")

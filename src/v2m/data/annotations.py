@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = [
     "Instance",
     "Problems",
     "check_box",
+    "is_number",
     "mask_api",
 ]
 
@@ -199,7 +200,7 @@ def check_box(
     box: Sequence[Any], height: int, width: int, refuse: Callable[[str], None]
 ) -> tuple[float, float, float, float] | None:
     """left, top, right, bottom cut at the image's edge; None after `refuse(why)` if unusable."""
-    if len(box) != 4 or not all(_is_number(value) for value in box):
+    if len(box) != 4 or not all(is_number(value) for value in box):
         refuse(f"its box {list(box)} is not four finite numbers")
         return None
     left, top, right, bottom = map(float, box)
@@ -218,5 +219,8 @@ def check_box(
     return cut
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float can hold; JSON's integers have no limit."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max

@@ -14,13 +14,18 @@ from v2m.data.annotations import (
     Instance,
     Problems,
     check_box,
+    is_number,
     mask_api,
 )
 from v2m.errors import InputError
 
-__all__ = ["read_coco"]
+__all__ = ["coco_classes", "read_coco"]
 
 Refuse = Callable[[str], None]
+
+LONGEST_SIDE = 2**31 - 1  # of an image, pixels
+# {file and its state: classes} of the files read so far; COCO's own take seconds and gigabytes
+_known_classes: dict[tuple[Path, int, int], list[str]] = {}
 
 
 def read_coco(
@@ -43,6 +48,7 @@ def read_coco(
     problems = Problems()
     categories = _categories(content["categories"], path, problems)
     classes = list(categories.values())
+    _known_classes[_state(path)] = list(classes)
     labels = {number: label for label, number in enumerate(categories)}
     images = _images(content["images"], path, folder, problems)
     with_masks = bool(content["annotations"]) and all(
@@ -80,6 +86,23 @@ def read_coco(
         problems=list(problems),
         split=split,
     )
+
+
+def coco_classes(path: Path) -> list[str]:
+    """The classes that `read_coco` gives for a file, which is not read again if it has been.
+
+    Raises:
+        InputError: not COCO's JSON, or no categories.
+    """
+    if _state(path) not in _known_classes:
+        categories = _categories(_load(path)["categories"], path, Problems())
+        _known_classes[_state(path)] = list(categories.values())
+    return list(_known_classes[_state(path)])
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    status = path.stat()
+    return path.resolve(), status.st_mtime_ns, status.st_size
 
 
 def _load(path: Path) -> dict[str, list]:
@@ -136,7 +159,7 @@ def _images(
             problems.add(where, "its id is there twice")
         elif not isinstance(name, str) or not name:
             problems.add(where, "it has no file_name")
-        elif not all(isinstance(side, int) and side > 0 for side in size):
+        elif not all(isinstance(side, int) and 0 < side <= LONGEST_SIDE for side in size):
             problems.add(where, f"its height and width are {size[0]!r} and {size[1]!r}")
         elif not (folder / name).is_file():
             problems.add(where, f"the file {folder / name} is missing")
@@ -158,7 +181,7 @@ def _instance(
     left, top, width, height = box
     try:
         corners = (left, top, left + width, top + height)
-    except TypeError:
+    except (TypeError, OverflowError):
         corners = box
     checked = check_box(corners, image.height, image.width, refuse)
     if checked is None:
@@ -174,7 +197,7 @@ def _instance(
             refuse("its mask is empty")
             return None
     given = entry.get("area")
-    if isinstance(given, int | float) and given > 0:
+    if is_number(given) and given > 0:
         area = float(given)
     crowd = bool(entry.get("iscrowd", 0))
     return Instance(box=checked, label=label, crowd=crowd, mask=mask, area=area)
@@ -195,12 +218,50 @@ def _mask(segmentation: Any, image: AnnotatedImage, refuse: Refuse) -> dict[str,
                 f"its mask has height and width {list(segmentation['size'])}, and the image {size}"
             )
             return None
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != size[0] * size[1]:
-                refuse("the run lengths of its mask do not add up to the image's pixels")
-                return None
+        counts = segmentation["counts"]
+        lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+        if fault := _fault(lengths, size[0] * size[1]):
+            refuse(f"the run lengths of its mask {fault}")
+            return None
+        if isinstance(counts, list):
             return api.frPyObjects(segmentation, *size)
-        return {"size": size, "counts": segmentation["counts"]}
-    except (TypeError, KeyError, ValueError, IndexError) as error:
+        return {"size": size, "counts": counts}
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError, RuntimeError) as error:
         refuse(f"its segmentation cannot be read ({type(error).__name__}: {error})")
         return None
+
+
+def _fault(lengths: list[Any], pixels: int) -> str | None:
+    if not all(type(length) is int and length >= 0 for length in lengths):
+        return "are not all whole numbers from 0"
+    total = sum(lengths)
+    return None if total == pixels else f"add up to {total}, not to the image's {pixels} pixels"
+
+
+def _run_lengths(text: str) -> list[int]:
+    """COCO's compressed run lengths as numbers.
+
+    Each character holds five bits and whether more follow, the lowest first; from the fourth
+    number on it is the difference from the one two before.
+    """
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"counts must be text or a list of numbers, got {text!r}")
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - ord("0")
+        if not 0 <= code < 64:
+            raise ValueError(f"counts have the character {character!r}")
+        value |= (code & 31) << shift
+        shift += 5
+        if shift > 60:
+            raise ValueError("counts have a number of more than 60 bits")
+        if code & 32:
+            continue
+        if code & 16:  # negative
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("counts end within a number")
+    return lengths

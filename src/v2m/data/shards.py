@@ -22,6 +22,7 @@ from timm.data.readers.reader import Reader
 from v2m.data.folders import SPLIT_FOLDERS
 from v2m.data.images import IMAGE_SUFFIXES
 from v2m.data.readers import ReaderDataset
+from v2m.data.text import read_text
 from v2m.errors import InputError
 
 __all__ = ["CLASS_NAMES", "ShardReader", "find_shards", "read_shards"]
@@ -129,7 +130,7 @@ def _class_names(folder: Path, count: int) -> list[str]:
     path = folder / CLASS_NAMES
     if not path.is_file():
         return [str(number) for number in range(count)]
-    names = path.read_text(encoding="utf-8").split("\n")
+    names = read_text(path).split("\n")
     names = names[:-1] if names[-1] == "" else names
     if len(names) < count or len(set(names)) != len(names):
         raise InputError(

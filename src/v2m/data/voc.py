@@ -12,11 +12,16 @@ from v2m.data.annotations import (
     Problems,
     check_box,
 )
+from v2m.data.text import read_text
 from v2m.errors import InputError
 
-__all__ = ["VOC_SPLITS", "read_voc"]
+__all__ = ["read_voc", "voc_list"]
 
-VOC_SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+VOC_SPLITS = {
+    "train": ("train", "trainval"),
+    "validation": ("val", "validation"),
+    "test": ("test",),
+}
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -31,7 +36,8 @@ def read_voc(
 
     Args:
         split: "train", "validation" or "test", listed in ROOT/ImageSets/Main/{train,val,test}.txt;
-            None for all files.
+            None for all files. Without train.txt, what trainval.txt lists, or else all files, are
+            for training, but for those that val.txt and test.txt list.
 
     Raises:
         InputError: folders missing or a split that is not listed.
@@ -44,7 +50,7 @@ def read_voc(
             f"{root} is not Pascal VOC's layout: expected Annotations/*.xml and JPEGImages/."
         )
     problems = Problems()
-    wanted = list(files) if split is None else _listed(root, split)
+    wanted = _wanted(root, split, list(files))
     trees = {stem: _parse(files[stem], problems) for stem in files}
     objects = (o for tree in trees.values() if tree is not None for o in tree.iter("object"))
     classes = sorted({text for o in objects if (text := _text(o, "name"))})
@@ -73,14 +79,41 @@ def read_voc(
     )
 
 
-def _listed(root: Path, split: str) -> list[str]:
-    for name in VOC_SPLITS[split]:
-        path = root / "ImageSets" / "Main" / f"{name}.txt"
-        if path.is_file():
-            return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    raise InputError(
-        f"{root} lists no {split} images in ImageSets/Main/{VOC_SPLITS[split][0]}.txt."
-    )
+def voc_list(root: Path, split: str) -> Path | None:
+    """The file that lists the images of a split, if there is one."""
+    paths = (root / "ImageSets" / "Main" / f"{name}.txt" for name in VOC_SPLITS[split])
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _wanted(root: Path, split: str | None, stems: list[str]) -> list[str]:
+    """The names, each once, of the images of a split, of those annotated."""
+    if split is None:
+        return stems
+    path = voc_list(root, split)
+    if split == "train" and (path is None or path.stem != "train"):
+        return _left_for_training(root, stems if path is None else _names(path))
+    if path is None:
+        raise InputError(
+            f"{root} lists no {split} images in ImageSets/Main/{VOC_SPLITS[split][0]}.txt."
+        )
+    return _names(path)
+
+
+def _left_for_training(root: Path, stems: list[str]) -> list[str]:
+    lists = [path for name in ("validation", "test") if (path := voc_list(root, name))]
+    held_out = {stem for path in lists for stem in _names(path)}
+    left = [stem for stem in stems if stem not in held_out]
+    if stems and not left:
+        raise InputError(
+            f"{root} has no image to train on: {' and '.join(map(str, lists))} list all"
+            f" {len(stems)}. List those for training in ImageSets/Main/train.txt."
+        )
+    return left
+
+
+def _names(path: Path) -> list[str]:
+    lines = read_text(path).splitlines()
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
 
 def _parse(path: Path, problems: Problems) -> ElementTree.Element | None:
@@ -89,7 +122,7 @@ def _parse(path: Path, problems: Problems) -> ElementTree.Element | None:
         if b"<!ENTITY" in text:  # an entity bomb, or a file from elsewhere
             raise ElementTree.ParseError("it declares entities")
         return ElementTree.fromstring(text)
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         problems.add(str(path), f"it cannot be read as XML ({error})")
         return None
 
