@@ -29,7 +29,8 @@ def test_two_ranks(task, tmp_path):
     command += ["--data", str(data), "--output", str(run)]
     settings = [f"{task}.{text}" for text in SETTINGS[task]]
     settings += ['model.kwargs={"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}']
-    settings += ["data.batch_size=4", "data.workers=0", "schedule.epochs=2", "schedule.warmup_epochs=0"]
+    settings += ["data.batch_size=4", "data.workers=0"]
+    settings += ["schedule.epochs=2", "schedule.warmup_epochs=0"]
     command += [word for text in settings for word in ("--set", text)]
     environment = {**os.environ, "V2M_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
