@@ -5,8 +5,6 @@ real `Scan` in ONNX. A mixer has two of them, one a pass, with its directions si
 batch: a program with one for each direction takes three times as long to write and to run.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
@@ -15,14 +13,6 @@ from . import eager
 from .core import Direction, PassWeights, Sweep, distinct_sweeps, one_pass, pass_inputs
 
 __all__ = ["compose", "recurrence", "state_recurrence"]
-
-
-class _Key(NamedTuple):
-    """Sweeps that are one scan when those in reverse read flipped grids."""
-
-    axis: int
-    reverse: bool
-    window: int
 
 
 def compose(
@@ -46,18 +36,20 @@ def _passes(
     grids: list[Tensor], z: Tensor | None, weights: PassWeights, sweeps, *, is_first: bool
 ) -> list[Tensor]:
     """The pass of each grid (B, H, W, E) along its sweep, in the dtype of the state."""
-    families: dict[_Key, list[int]] = {}
+    families: dict[
+        Sweep, list[int]
+    ] = {}  # one scan each, where those in reverse read flipped grids
     for index, sweep in enumerate(sweeps):
         # A window is aligned to the grid, which flipping would change.
-        key = _Key(sweep.axis, sweep.reverse and sweep.window > 0, sweep.window)
+        key = sweep._replace(reverse=sweep.reverse and sweep.window > 0)
         families.setdefault(key, []).append(index)
     found: dict[int, Tensor] = {}
     for key, members in families.items():
         flips = [sweeps[i].reverse and not key.reverse for i in members]
         together = _side_by_side([grids[i] for i in members], flips, key.axis)
         gate = None if z is None else _side_by_side([z] * len(members), flips, key.axis)
-        inputs = pass_inputs(together, weights, Sweep(*key))
-        y = one_pass(eager.selective_scan, inputs, gate, weights, Sweep(*key), is_first=is_first)
+        inputs = pass_inputs(together, weights, key)
+        y = one_pass(eager.selective_scan, inputs, gate, weights, key, is_first=is_first)
         for i, part, flip in zip(members, y.unflatten(0, (len(members), -1)).unbind(), flips):
             found[i] = part.flip(key.axis) if flip else part
     return [found[i] for i in range(len(grids))]

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import on_device, padded
-from .scan import LOG2E
+from .scan import LN2, LOG2E
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def finish_kernel(
     found = tl.sum(total, axis=0)
     if row < turned:
         if factor is not None:
-            found *= tl.load(factor + row * E + e, e < E, 0.0) * 0.6931471805599453
+            found *= tl.load(factor + row * E + e, e < E, 0.0) * LN2
         tl.store(out + e * turned + row, found, e < E)
     else:
         tl.store(out + row * E + e, found, e < E)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from v2m.errors import InputError
 
-LOG2E = 1.4426950408889634
 SCRATCH_BYTES = 2**31  # the most that the checkpoints of a backward may take
 
 

@@ -53,7 +53,7 @@ class ScanGradients(NamedTuple):
     du: Tensor  # (S, tokens, E)
     ddt: Tensor  # (S, tokens, E)
     dA: Tensor  # (E, N), float32, or of log(-A)
-    dB: Tensor | None  # (S, tokens, blocks of channels, N), in the dtype of u
+    dB: Tensor | None  # (S, tokens, blocks of channels, N), bfloat16 if u is, else float32
     dC: Tensor | None
     dD: Tensor | None  # (E,), float32
     ddt_bias: Tensor | None  # (E,), float32

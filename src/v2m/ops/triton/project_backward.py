@@ -214,6 +214,7 @@ def conv_backward_kernel(
                 tl.store(at, before + tl.sum(later[tap] * value, axis=0), mask_e)
             before = tl.load(share + WIDTH * E, mask_e & begun, 0.0)
             tl.store(share + WIDTH * E, before + tl.sum(later[0], axis=0), mask_e)
+            tl.debug_barrier()  # the next tile's threads read what these have stored
             if z is not None:
                 product += total * value
                 total *= gate * sigmoid(gate)

@@ -27,9 +27,7 @@ import triton.language as tl
 
 from .channel_sums import channel_sum, no_sums, store_sums
 from .chunks import floats, load_rows, load_steps, packed, unpacked
-from .scan import LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
-
-LN2 = tl.constexpr(0.6931471805599453)
+from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 
 @triton.jit
