@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from v2m.ops import eager, reference
+from v2m.ops import eager, reference, use_backend
 from v2m.ops.core import Direction, PassWeights, Sweep, mixer_core
+from v2m.ops.rms_norm import rms_norm
 
 SCAN_NAMES = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias")
 CORE_NAMES = ("u", "z", *(f"{p}.{n}" for p in ("first", "second") for n in PassWeights._fields))
@@ -204,6 +205,25 @@ def count_launches(kernel: str) -> int:
     from v2m.ops.triton.launch import TILES
 
     return len(TILES[kernel])
+
+
+def norm_errors(shape, dtype=torch.float32, result=None, device="cpu") -> dict[str, tuple]:
+    """Of the norm's result (in `result`, or dtype) and gradients, as `scan_errors`."""
+    torch.manual_seed(0)
+    result = result or dtype
+    x, dy = (torch.randn(shape, device=device) for _ in range(2))
+    x, dy, weight = 3 * x.to(dtype), dy.to(result), torch.rand(shape[-1], device=device) + 0.5
+    inputs = [x.requires_grad_(), weight.requires_grad_()]
+    with poisoned(), use_backend("triton"):
+        y = rms_norm(*inputs, 1e-5, result)
+        found = [y, *torch.autograd.grad(y, inputs, dy)]
+    assert y.dtype == result
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    y = rms_norm(*wide, 1e-5)
+    wanted = [y, *torch.autograd.grad(y, wide, dy.double())]
+    return {
+        name: (relative_error(a, b), 0.0) for name, a, b in zip(("y", "x", "weight"), found, wanted)
+    }
 
 
 def closed_gate() -> dict[str, tuple[float, float]]:

@@ -111,6 +111,19 @@ def test_gates_that_are_closed_or_wide_open(interpreter):
     triton_cases.assert_accurate(interpreter(triton_cases.closed_gate), trifle=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 12), (700, 96), (1, 3), (0, 8)], ids=str)
+def test_norm(interpreter, shape):
+    if shape[0]:
+        triton_cases.assert_accurate(interpreter(triton_cases.norm_errors, shape), trifle=1e-6)
+    else:
+        assert interpreter(triton_cases.norm_errors, shape)["y"][0] == 0
+
+
+def test_norm_into_half_precision(interpreter):
+    errors = interpreter(triton_cases.norm_errors, (3, 7, 40), torch.float32, torch.float16)
+    triton_cases.assert_accurate(errors, trifle=1e-3)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU for Triton")
 def test_a_cpu_tensor_is_refused_where_nothing_interprets(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

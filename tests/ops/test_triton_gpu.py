@@ -14,6 +14,7 @@ from triton_cases import (
     core_gradients,
     make_core,
     make_weights,
+    norm_errors,
     scan_errors,
     ungated_errors,
 )
@@ -85,6 +86,13 @@ def test_core(shape, states, rank, scan, dtype):
 def test_core_without_gate_and_convolutions(shape, states, scan, dtype):
     errors = ungated_errors(shape, states, 6, scan, dtype, "cuda")
     assert_accurate(errors, 2 * TRIFLE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TRIFLE, ids=str)
+@pytest.mark.parametrize("shape", [(2, 14, 14, 192), (3000, 1536), (5, 7), (1, 3)], ids=str)
+def test_norm(shape, dtype):
+    assert_accurate(norm_errors(shape, torch.float32, dtype, "cuda"), TRIFLE[dtype])
+    assert_accurate(norm_errors(shape, dtype, dtype, "cuda"), TRIFLE[dtype])
 
 
 def every_tile():
@@ -199,6 +207,8 @@ def test_opcheck():
     A = first.A_log.detach().neg().requires_grad_()
     rest = (None, None, None, None, None, True, 1, False, None, "triton")
     opcheck(torch.ops.v2m.selective_scan.default, (*grids, A, *rest))
+    weight = torch.rand(32, device="cuda", requires_grad=True)
+    opcheck(torch.ops.v2m.rms_norm.default, (grids[0], weight, 1e-5, torch.bfloat16))
 
 
 def test_chosen_on_cuda_and_compiled_whole():

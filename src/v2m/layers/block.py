@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from v2m.ops.rms_norm import rms_norm
 
 __all__ = ["Block", "RMSNorm"]
 
@@ -11,21 +12,24 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in at least float32.
 
     The result has the dtype of the weight, so that a residual in float32 enters a layer in the
-    precision of its parameters (autocast lowers it further).
+    precision of its parameters. With `lower` it has autocast's type, where that is on: what a
+    linear layer behind it would turn it into.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, dim: int, eps: float = 1e-5, *, lower: bool = False):
         super().__init__()
         self.eps = eps
+        self.lower = lower
         self.weight = nn.Parameter(torch.ones(dim))
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        y = F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps)
-        return y.to(self.weight.dtype)
+        dtype = self.weight.dtype
+        if self.lower and torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
+        return rms_norm(x, self.weight, self.eps, dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -154,7 +154,7 @@ class Plain(Backbone):
     def _block(self, i: int) -> Block:
         config = self.config
         drop_path = config.drop_path_rate * i / max(config.depth - 1, 1)
-        norm = RMSNorm(config.embed_dim, config.norm_eps)
+        norm = RMSNorm(config.embed_dim, config.norm_eps, lower=True)
         return Block(norm, self._mixer(i), DropPath(drop_path) if drop_path > 0 else nn.Identity())
 
     @torch.no_grad()
@@ -184,7 +184,8 @@ class Plain(Backbone):
             images = F.pad(images, (0, -images.shape[-1] % patch, 0, -images.shape[-2] % patch))
         # Not patch_embed(images): the messages it prepares at every call tie a compiled graph to
         # one image size.
-        x = self.patch_embed.proj(images).permute(0, 2, 3, 1)
+        # Contiguous, or every layer would inherit the strides of the convolution, and copy.
+        x = self.patch_embed.proj(images).permute(0, 2, 3, 1).contiguous()
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def _position(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:

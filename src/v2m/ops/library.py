@@ -18,7 +18,7 @@ from v2m.errors import InputError
 from .core import Direction, PassWeights, Sweep, distinct_sweeps
 from .ungated import ungated_backward, ungated_forward
 
-__all__ = ["mixer_core", "selective_scan", "ungated_core"]
+__all__ = ["mixer_core", "rms_norm", "selective_scan", "ungated_core"]
 
 _SCAN = (
     "Tensor u, Tensor dt, Tensor A, Tensor? B, Tensor? C, Tensor? D, Tensor? z, Tensor? dt_bias,"
@@ -37,6 +37,12 @@ _library.define(f"ungated_core(Tensor u, {_CORE}) -> (Tensor y, Tensor y1)")
 _library.define(f"ungated_core_backward(Tensor dy, Tensor u, Tensor y1, {_CORE}) -> Tensor[]")
 _library.define(
     f"mixer_core_backward(Tensor dy, Tensor u, Tensor z, Tensor y, Tensor y1, {_CORE}) -> Tensor[]"
+)
+_library.define(
+    "rms_norm(Tensor x, Tensor weight, float eps, ScalarType dtype) -> (Tensor y, Tensor scales)"
+)
+_library.define(
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor scales) -> (Tensor, Tensor)"
 )
 
 
@@ -74,6 +80,11 @@ def ungated_core(
     return torch.ops.v2m.ungated_core(
         u, list(first[2:]), list(second[2:]), _encode(directions), backend
     )[0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """`v2m.ops.rms_norm.rms_norm` on the Triton backend."""
+    return torch.ops.v2m.rms_norm(x, weight, eps, dtype)[0]
 
 
 def _implementation(backend: str) -> ModuleType:
@@ -235,6 +246,34 @@ def _ungated_autocast(dtype, u, *rest):
     return torch.ops.v2m.ungated_core(_lower(u, dtype), *rest)
 
 
+# The norm -----------------------------------------------------------------------------------------
+
+
+def _norm(x, weight, eps, dtype) -> tuple[Tensor, Tensor]:
+    return _implementation("triton").rms_norm_forward(x, weight, eps, dtype)
+
+
+def _norm_fake(x, weight, eps, dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _norm_backward(dy, x, weight, scales) -> tuple[Tensor, Tensor]:
+    return _implementation("triton").rms_norm_backward(dy, x, weight, scales)
+
+
+def _norm_backward_fake(dy, x, weight, scales) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), torch.empty_like(weight)
+
+
+def _norm_setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:2], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _norm_gradient(ctx, dy, _):
+    return *torch.ops.v2m.rms_norm_backward(dy, *ctx.saved_tensors), None, None
+
+
 def _encode(directions: tuple[Direction, ...]) -> list[int]:
     return [
         int(value)
@@ -300,6 +339,8 @@ _register(
     "ungated_core", _ungated, _ungated_fake, _ungated_gradient, _ungated_setup, _ungated_autocast
 )
 _register("ungated_core_backward", _ungated_backward, _ungated_backward_fake)
+_register("rms_norm", _norm, _norm_fake, _norm_gradient, _norm_setup)
+_register("rms_norm_backward", _norm_backward, _norm_backward_fake)
 
 
 # Floating-point operations, 2 a multiply-add; of a scan, 2 multiply-adds a state ------------------

@@ -17,10 +17,11 @@ from .finish import decays
 from .gate import least_gate
 from .launch import Scan, grid_of, on_device, token_rows
 from .launchers import Gate, ScanInputs
+from .norm import rms_norm_backward, rms_norm_forward
 
 __all__ = [
-    "core_backward", "core_forward", "scan_backward", "scan_forward", "scans_backward",
-    "scans_forward",
+    "core_backward", "core_forward", "rms_norm_backward", "rms_norm_forward", "scan_backward",
+    "scan_forward", "scans_backward", "scans_forward",
 ]  # fmt: skip
 
 _MOST_SCANS = 7  # as many 4-bit slots as a kernel argument holds

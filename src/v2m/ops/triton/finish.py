@@ -72,8 +72,8 @@ def finish(partial: Tensor, turned: int, factor: Tensor | None = None) -> tuple[
     """
     parts, rows, channels = partial.shape
     out = torch.empty(rows * channels, dtype=torch.float32, device=partial.device)
-    finish_kernel[rows, triton.cdiv(channels, 64)](
-        partial, factor, out, parts, rows, turned, channels, PARTS=32, BLOCK_E=64, num_warps=4
+    finish_kernel[rows, triton.cdiv(channels, 32)](
+        partial, factor, out, parts, rows, turned, channels, PARTS=128, BLOCK_E=32, num_warps=4
     )
     first, rest = out.split([turned * channels, (rows - turned) * channels])
     return first.view(channels, turned), rest.view(rows - turned, channels)

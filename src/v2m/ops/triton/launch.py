@@ -79,6 +79,7 @@ class Tile:
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
     packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
     ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
+    fetch: bool = False  # of a scan's backward: rows are brought to the L2 before they are loaded
     registers: int | None = None  # the most that a thread may have
 
     @property
@@ -97,8 +98,10 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "scan_forward": (Tile(64), Tile(32), Tile(64, registers=128)),
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
+        Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
         Tile(32, 2, group=2, packed=True),
-        Tile(32, 2, group=2),
+        Tile(32, 2, group=2, packed=True, fetch=True),
+        Tile(32, 2, group=3, packed=True, ahead=True, fetch=True),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
     "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
@@ -132,6 +135,11 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def speaks_ptx(device: torch.device) -> bool:
+    """Whether kernels may say something in the language of NVIDIA's GPUs."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def on_device(tensor: Tensor):

@@ -21,6 +21,7 @@ from .launch import (
     pick,
     precision,
     processors,
+    speaks_ptx,
 )
 from .project import project_kernel
 from .project_backward import (
@@ -128,7 +129,7 @@ def scan_backward(
     )
     parts = [launch.programs for launch in launches]
     partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
-    wide = padded(states) < 16 or dtype == torch.float32
+    halves = dtype != torch.float32 and padded(states) >= 8 and speaks_ptx(device)
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
         scan, members, tile, lines, packed, places, programs, scratch = launch
         checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
@@ -146,8 +147,10 @@ def scan_backward(
             ADD=number > 0, LEAST_GATE=inputs.least_gate,
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
-            SUM_BY_DOT=not wide, CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
-            AHEAD=tile.ahead, PADDED_N=padded(states), BLOCK_E=tile.channels,
+            SUM_BY_PRODUCT=halves and tile.channels == 32 and tile.warps == 1,
+            CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
+            FETCH=tile.fetch and speaks_ptx(device), AHEAD=tile.ahead,
+            PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
             EVEN=even and channels % tile.channels == 0 and states == padded(states),
             **tile.options,
@@ -182,7 +185,7 @@ def _plan_backward(
         lines = grid.lines(scan.axis, scan.window)
         chosen = tile or pick("scan_backward", states, lines["window"])
         blocks = triton.cdiv(grid.channels, chosen.channels)
-        packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and torch.version.hip is None
+        packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx(device)
         places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
         programs = balanced(lines["segments"] * len(members), blocks, 4 * size, states, device)

@@ -45,11 +45,19 @@ def segment_start(segment, length, inner, outer, window, reverse):
     Tokens are numbered (b, i, j) row by row. Successive steps of a line lie `inner` tokens apart;
     the lines of an image start at 0..inner-1 (columns), or every `outer` tokens (rows, inner = 1).
     """
-    windows = tl.cdiv(length, window)
-    line = segment // windows
-    start = (segment % windows) * window
+    line = segment
+    start = 0
+    if window < length:  # a division takes as many instructions as a step
+        windows = tl.cdiv(length, window)
+        line = segment // windows
+        start = (segment - line * windows) * window
     steps = tl.minimum(window, length - start)
-    token = (line // inner).to(tl.int64) * outer + line % inner + start.to(tl.int64) * inner
+    block = line
+    place = 0
+    if inner > 1:
+        block = line // inner
+        place = line - block * inner
+    token = tl.cast(block, tl.int64) * outer + place + tl.cast(start, tl.int64) * inner
     if reverse:
         token += (steps - 1).to(tl.int64) * inner
     return token, steps

@@ -25,8 +25,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .channel_sums import channel_sum, no_sums, store_sums
-from .chunks import floats, load_rows, load_steps, packed, unpacked
+from .channel_sums import picks, store_channel_sum
+from .chunks import fetch, floats, load_rows, load_steps, packed, unpacked
 from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 
@@ -37,56 +37,98 @@ def softplus_slope(dt):
     return tl.where(dt < 0.03, series, 1.0 - tl.exp2(-dt * LOG2E))
 
 
+FETCHED = tl.constexpr(32)  # steps that rows are fetched ahead
+
+
+@triton.jit
+def fetch_rows(u, dt, stride_e, first, steps, COUNT: tl.constexpr):
+    """Fetch the rows of COUNT steps, from `first` on, of u and dt, as far as there are steps."""
+    step = first + tl.arange(0, COUNT)
+    at = step.to(tl.int64) * stride_e
+    fetch(u + at, step < steps)
+    fetch(dt + at, step < steps)
+
+
+@triton.jit
+def replay_steps(
+    h, saved, xs, raw, Bs, next_B, left, A_block, bias, live, place, stride_n, n, N,
+    MORE: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PLACE: tl.constexpr,
+    PACKED: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Some steps of `replay`: the state behind them, and where it was saved.
+
+    xs, raw, Bs: their rows. MORE: rows of B at next_B, as many, take the place of those used.
+    """
+    next_Bs = ()
+    for j in tl.static_range(len(xs)):
+        step = step_size(raw[j], bias, SOFTPLUS)
+        B_now = live
+        if next_B is not None:
+            B_now = Bs[j].to(tl.float32)[None, :]
+            if MORE:
+                next_Bs = next_Bs + load_steps(next_B + j * stride_n, 0, n, N, left - j, 1, EVEN)
+        h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
+        if j % CHUNK == CHUNK - 1:
+            saved += PLACE
+            if PACKED:
+                tl.store(saved + place, packed(h))
+            else:
+                tl.store(saved + place, h)
+    return h, saved, next_Bs
+
+
 @triton.jit
 def replay(
-    u, dt, B, A_block, bias, live, saved, steps,
-    stride_e, stride_n, e, E, n, N,
+    u, dt, B, A_block, bias, live, saved, place, steps,
+    lane, stride_e, stride_n, e, E, n, N,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     PACKED: tl.constexpr,
+    FETCH: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
     """Walk a line forwards and save the state after every chunk but the last.
 
-    u, dt, B: pointers to the line's first row; saved: to the state before it. A line is
-    touched here first, in the slowest memory, so its rows are loaded GROUP chunks ahead.
+    u, dt: pointers to the block's first channel in the line's first row, B: to that row; saved: to
+    the state before it, and place: where its elements lie from there. A line is touched here
+    first, in the slowest memory, so its rows are loaded GROUP chunks ahead, and fetched FETCHED
+    steps ahead.
     """
     STEPS: tl.constexpr = CHUNK * GROUP
     h = tl.zeros(A_block.shape, tl.float32)
-    us = load_steps(u, stride_e, e, E, steps, STEPS, EVEN)
-    dts = load_steps(dt, stride_e, e, E, steps, STEPS, EVEN)
-    Bs = ()
-    if B is not None:
-        Bs = load_steps(B, stride_n, n, N, steps, STEPS, EVEN)
     groups = tl.cdiv(steps - CHUNK, STEPS)
-    for g in range(groups):
-        xs = floats(us)
-        raw = floats(dts)
-        ahead = tl.where(g + 1 < groups, STEPS, 0)
-        left = steps - (g + 1) * STEPS
-        u += ahead * stride_e
-        dt += ahead * stride_e
-        us = load_steps(u, stride_e, e, E, left, STEPS, EVEN)
-        dts = load_steps(dt, stride_e, e, E, left, STEPS, EVEN)
-        next_Bs = ()
+    if groups > 0:
+        us = load_steps(u + lane, stride_e, e, E, steps, STEPS, EVEN)
+        dts = load_steps(dt + lane, stride_e, e, E, steps, STEPS, EVEN)
+        Bs = ()
         if B is not None:
-            B += ahead * stride_n
-        for j in tl.static_range(STEPS):
-            step = step_size(raw[j], bias, SOFTPLUS)
-            B_now = live
+            Bs = load_steps(B, stride_n, n, N, steps, STEPS, EVEN)
+        for g in range(1, groups):
+            xs = floats(us)
+            raw = floats(dts)
+            left = steps - g * STEPS
+            u += STEPS * stride_e
+            dt += STEPS * stride_e
             if B is not None:
-                B_now = Bs[j].to(tl.float32)[None, :]
-                next_Bs = next_Bs + load_steps(B + j * stride_n, 0, n, N, left - j, 1, EVEN)
-            h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
-            if j % CHUNK == CHUNK - 1:
-                saved += PLACE
-                if PACKED:
-                    tl.store(saved, packed(h))
-                else:
-                    tl.store(saved, h)
-        Bs = next_Bs
+                B += STEPS * stride_n
+            us = load_steps(u + lane, stride_e, e, E, left, STEPS, EVEN)
+            dts = load_steps(dt + lane, stride_e, e, E, left, STEPS, EVEN)
+            if FETCH:
+                fetch_rows(u, dt, stride_e, FETCHED - STEPS, left, STEPS)
+            h, saved, Bs = replay_steps(
+                h, saved, xs, raw, Bs, B, left, A_block, bias, live, place, stride_n, n, N,
+                True, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
+            )  # fmt: skip
+        replay_steps(
+            h, saved, floats(us), floats(dts), Bs, B, 0, A_block, bias, live, place, stride_n, n, N,
+            False, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -131,14 +173,14 @@ def step_gradient(dstep, raw, step, bias, SOFTPLUS: tl.constexpr, SOFTPLUS_DONE:
 @triton.jit
 def consume(
     p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
-    A_block, skip, bias, live, z, at_z, dz, du, ddt,
+    A_block, skip, bias, live, ones, z, at_z, dz, du, ddt,
     dB, dC, stride, stride_e, stride_share,
     e, E, n, N, alive, z_stride, scale,
     ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SOFTPLUS_DONE: tl.constexpr,
-    SUM_BY_DOT: tl.constexpr,
+    SUM_BY_PRODUCT: tl.constexpr,
     CHUNK: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -147,8 +189,6 @@ def consume(
     xs, dts, dys: its rows in float32; du, ddt, dB, dC: pointers to its first row; at_z: its token
     in z and dz.
     """
-    B_sums = no_sums(A_block.shape[1], CHUNK, SUM_BY_DOT)
-    C_sums = no_sums(A_block.shape[1], CHUNK, SUM_BY_DOT)
     for j in tl.static_range(CHUNK - 1, -1, -1):
         inside = None
         if not EVEN:
@@ -175,10 +215,16 @@ def consume(
             tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
             g_out *= gate * open_
         if Cs is not None:
-            C_sums = channel_sum(C_sums, states[j + 1] * g_out[:, None], j, SUM_BY_DOT)
+            store_channel_sum(
+                dC + j * stride_share, states[j + 1] * g_out[:, None], ones, n, N, j < alive,
+                SUM_BY_PRODUCT, EVEN,
+            )  # fmt: skip
         g = p + g_out[:, None] * C_now
         if Bs is not None:
-            B_sums = channel_sum(B_sums, g * (step * x)[:, None], j, SUM_BY_DOT)
+            store_channel_sum(
+                dB + j * stride_share, g * (step * x)[:, None], ones, n, N, j < alive,
+                SUM_BY_PRODUCT, EVEN,
+            )  # fmt: skip
         g_in = tl.sum(g * B_now, axis=1)
         p = decays[j] * g
         t = p * states[j]
@@ -192,10 +238,6 @@ def consume(
         tl.store(du + j * stride_e, dx.to(du.dtype.element_ty), inside)
         dD_sum += g_out * x
         dbias_sum += dstep
-    if Bs is not None:
-        store_sums(dB, B_sums, stride_share, n, N, alive)
-    if Cs is not None:
-        store_sums(dC, C_sums, stride_share, n, N, alive)
     return p, dA_sum, dD_sum, dbias_sum
 
 
@@ -213,10 +255,11 @@ def scan_backward_kernel(
     MIRROR_W: tl.constexpr,
     SOFTPLUS: tl.constexpr,  # softplus is applied here
     SOFTPLUS_DONE: tl.constexpr,  # dt has been through softplus; return the gradient before it
-    SUM_BY_DOT: tl.constexpr,  # sums over channels: see channel_sums.py
+    SUM_BY_PRODUCT: tl.constexpr,  # sums over channels: see channel_sums.py
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
     PACKED: tl.constexpr,  # states in the scratch buffer are pairs of bfloat16
+    FETCH: tl.constexpr,  # rows are brought to the L2 before they are loaded
     AHEAD: tl.constexpr,  # its state and rows of B and C too are loaded a chunk ahead; CHUNK is 2
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -248,30 +291,48 @@ def scan_backward_kernel(
     if dt_bias is not None:
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
     live = tl.where(mask_n, 1.0, 0.0)[None, :]
+    ones = picks(BLOCK_E)
     PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if PACKED else PADDED_N * BLOCK_E
     # The place of a chunk holds the state before it; before a line's first it is zero.
     slice_ = (program * blocks + block).to(tl.int64) * (places * PLACE)
     if PACKED:
         pairs = tl.arange(0, PADDED_N // 2)
-        saved = checkpoints.to(tl.pointer_type(tl.uint32)) + slice_ + pairs[None, :] * BLOCK_E
-        saved += hinted
-        tl.store(saved, tl.zeros([BLOCK_E, PADDED_N // 2], tl.uint32))
+        saved = checkpoints.to(tl.pointer_type(tl.uint32)) + slice_
+        place = pairs[None, :] * BLOCK_E + hinted
+        tl.store(saved + place, tl.zeros([BLOCK_E, PADDED_N // 2], tl.uint32))
     else:
-        saved = checkpoints + slice_ + n[None, :] * BLOCK_E + hinted
-        tl.store(saved, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
+        saved = checkpoints + slice_
+        place = n[None, :] * BLOCK_E + hinted
+        tl.store(saved + place, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
     dbias_sum = tl.zeros([BLOCK_E], tl.float32)
 
-    for item in range(program, segments * scans, tl.num_programs(0)):
-        k = item // segments
+    each = tl.cdiv(segments * scans, tl.num_programs(0))
+    begin = program * each
+    end = tl.minimum(begin + each, segments * scans)
+    k = begin // segments
+    segment = begin - k * segments
+    token, steps = segment_start(segment, length, inner, outer, window, (reverses >> k) & 1)
+    for item in range(begin, end):
+        # The line after this one is found now, so that its first rows are near when it comes.
+        next_segment = segment + tl.where(item + 1 < end, 1, 0)
+        next_k = k + tl.where(next_segment == segments, 1, 0)
+        next_segment = tl.where(next_segment == segments, 0, next_segment)
+        next_token, next_steps = segment_start(
+            next_segment, length, inner, outer, window, (reverses >> next_k) & 1
+        )
+        if FETCH:
+            next_slab = ((sources if SHARED else slots) >> (4 * next_k)) & 15
+            next_at = (next_slab * tokens.to(tl.int64) + next_token) * E + block * BLOCK_E
+            next_stride = inner * (1 - 2 * ((reverses >> next_k) & 1)) * E
+            fetch_rows(u + next_at, dt + next_at, next_stride, 0, next_steps, FETCHED)
         reverse = (reverses >> k) & 1
         slot = ((slots >> (4 * k)) & 15) * tokens.to(tl.int64)
-        stride = inner.to(tl.int64) * (1 - 2 * reverse)
+        stride = inner * (1 - 2 * reverse)
         stride_e = stride * E
         stride_n = stride * N
-        token, steps = segment_start(item - k * segments, length, inner, outer, window, reverse)
         y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
         stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
         if DY_SLOTS:
@@ -282,9 +343,10 @@ def scan_backward_kernel(
             source = ((sources >> (4 * k)) & 15) * tokens.to(tl.int64) + token
         chunks = tl.cdiv(steps, CHUNK)
         first = (chunks - 1) * CHUNK  # step of the chunk at hand, from the last to the first
-        u_at = u + source * E + e
-        dt_at = dt + source * E + e
-        last = first * stride_e
+        corner = source * E + block * BLOCK_E
+        u_at = u + corner + lane
+        dt_at = dt + corner + lane
+        last = first * stride_e.to(tl.int64)
         us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
         dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
         dy_at = dy + (y_token * E + first * stride_y) + e
@@ -293,17 +355,17 @@ def scan_backward_kernel(
         if B is not None:
             B_at = B + source * N + n
         replay(
-            u_at, dt_at, B_at, A_block, bias, live, saved, steps,
-            stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
-            PACKED, EVEN,
+            u + corner, dt + corner, B_at, A_block, bias, live, saved, place, steps,
+            lane, stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
+            PACKED, FETCH, EVEN,
         )  # fmt: skip
         u_at += last
         dt_at += last
         du_at = du + (row * E + last) + e
         ddt_at = ddt + (row * E + last) + e
-        at_n = (source + first * stride) * N
+        at_n = (source + first * stride.to(tl.int64)) * N
         share_n = (row - source) * N  # from there to the gradients' slab
-        at_z = token + first * stride
+        at_z = token + first * stride.to(tl.int64)
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
         state_at = saved + (chunks - 1) * PLACE
         B_rows = None
@@ -314,7 +376,7 @@ def scan_backward_kernel(
             if C is not None:
                 C_rows = load_rows(C + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
         tl.debug_barrier()
-        state = tl.load(state_at)
+        state = tl.load(state_at + place)
         for _ in range(chunks):
             alive = tl.minimum(steps - first, CHUNK)
             first -= CHUNK
@@ -327,7 +389,7 @@ def scan_backward_kernel(
             raw = floats(dts)
             g_outs = floats(dys)
             if not AHEAD:
-                state = tl.load(state_at)
+                state = tl.load(state_at + place)
             h = unpacked(state) if PACKED else state
             back_n = at_n - back * stride_n
             Bs = None
@@ -350,7 +412,7 @@ def scan_backward_kernel(
                     Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
             if AHEAD:
                 state_at -= back // CHUNK * PLACE
-                state = tl.load(state_at)
+                state = tl.load(state_at + place)
             else:
                 state_at -= PLACE
             us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
@@ -362,16 +424,17 @@ def scan_backward_kernel(
             tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
             p, dA_sum, dD_sum, dbias_sum = consume(
                 p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
-                A_block, skip, bias, live, z, at_z, dz, du_at, ddt_at,
+                A_block, skip, bias, live, ones, z, at_z, dz, du_at, ddt_at,
                 dB_at, dC_at, stride, stride_e, stride_n * blocks,
                 e, E, n, N, alive, z_stride, scale, ADD,
-                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_DOT, CHUNK, EVEN,
+                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_PRODUCT, CHUNK, EVEN,
             )  # fmt: skip
             du_at -= CHUNK * stride_e
             ddt_at -= CHUNK * stride_e
             at_n -= CHUNK * stride_n
             at_z -= CHUNK * stride
         tl.debug_barrier()
+        k, segment, token, steps = next_k, next_segment, next_token, next_steps
 
     tl.store(dA + program * share + a_pointers, dA_sum, mask=mask_a)
     if D is not None:
