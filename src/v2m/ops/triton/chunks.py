@@ -36,15 +36,6 @@ def load_rows(pointer, stride, N, alive, PADDED_N: tl.constexpr, CHUNK: tl.const
 
 
 @triton.jit
-def fetch(pointers, wanted):
-    """Have what lies at the wanted pointers brought to the L2 cache, without waiting for it."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
-        "=r,l,r", [pointers, wanted.to(tl.int32)], tl.int32, False, 1,
-    )  # fmt: skip
-
-
-@triton.jit
 def floats(rows):
     found = ()
     for j in tl.static_range(len(rows)):

@@ -79,7 +79,7 @@ class Tile:
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
     packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
     ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
-    fetch: bool = False  # of a scan's backward: rows are brought to the L2 before they are loaded
+    unroll: bool = False
     registers: int | None = None  # the most that a thread may have
 
     @property
@@ -95,18 +95,41 @@ class Tile:
 
 # Every launch that may be chosen, the usual one first; why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
-    "scan_forward": (Tile(64), Tile(32), Tile(64, registers=128)),
+    "scan_forward": (Tile(64, registers=128), Tile(64)),
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
-        Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
         Tile(32, 2, group=2, packed=True),
-        Tile(32, 2, group=2, packed=True, fetch=True),
-        Tile(32, 2, group=3, packed=True, ahead=True, fetch=True),
     ),
-    "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
+    "project": (
+        Tile(64, 32, 2, 3, registers=128),
+        Tile(64, 32, 2, 3),
+        Tile(64, 32, 2, 3, unroll=True),
+        Tile(64, 32, 2, 3, registers=168, unroll=True),
+        Tile(64, 32, 4, 3, registers=128, unroll=True),
+        Tile(64, 32, 4, 3, unroll=True),
+        Tile(64, 64, 4, 3, unroll=True),
+        Tile(128, 32, 4, 3, unroll=True),
+        Tile(128, 16, 2, 3, unroll=True),
+    ),
     "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
-    "project_backward": (Tile(64, 32, 4, registers=128), Tile(64, 64, 4), Tile(32, 32, 2)),
-    "conv_backward": (Tile(64, 16, 2), Tile(32, 32, 2)),
+    "project_backward": (
+        Tile(64, 32, 4, registers=128),
+        Tile(64, 32, 4, registers=128, unroll=True),
+        Tile(64, 32, 4, registers=168, unroll=True),
+        Tile(64, 32, 8, registers=128, unroll=True),
+        Tile(64, 32, 8, registers=128),
+        Tile(128, 32, 8, registers=128),
+        Tile(64, 64, 8, registers=128, unroll=True),
+        Tile(32, 32, 2, registers=168, unroll=True),
+        Tile(64, 32, 4),
+    ),
+    "conv_backward": (
+        Tile(64, 16, 2),
+        Tile(64, 32, 4),
+        Tile(32, 32, 2),
+        Tile(64, 8, 1),
+        Tile(128, 16, 4),
+    ),
     "gate": (Tile(128, 32, 4),),
 }
 
@@ -137,9 +160,9 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def speaks_ptx(device: torch.device) -> bool:
+def speaks_ptx() -> bool:
     """Whether kernels may say something in the language of NVIDIA's GPUs."""
-    return device.type == "cuda" and torch.version.hip is None
+    return torch.version.cuda is not None and not interpreted()
 
 
 def on_device(tensor: Tensor):

@@ -129,7 +129,7 @@ def scan_backward(
     )
     parts = [launch.programs for launch in launches]
     partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
-    halves = dtype != torch.float32 and padded(states) >= 8 and speaks_ptx(device)
+    halves = dtype != torch.float32 and padded(states) >= 8 and speaks_ptx()
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
         scan, members, tile, lines, packed, places, programs, scratch = launch
         checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
@@ -149,8 +149,7 @@ def scan_backward(
             SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
             SUM_BY_PRODUCT=halves and tile.channels == 32 and tile.warps == 1,
             CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
-            FETCH=tile.fetch and speaks_ptx(device), AHEAD=tile.ahead,
-            PADDED_N=padded(states), BLOCK_E=tile.channels,
+            AHEAD=tile.ahead, PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
             EVEN=even and channels % tile.channels == 0 and states == padded(states),
             **tile.options,
@@ -185,7 +184,7 @@ def _plan_backward(
         lines = grid.lines(scan.axis, scan.window)
         chosen = tile or pick("scan_backward", states, lines["window"])
         blocks = triton.cdiv(grid.channels, chosen.channels)
-        packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx(device)
+        packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
         places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
         programs = balanced(lines["segments"] * len(members), blocks, 4 * size, states, device)
@@ -219,7 +218,7 @@ def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dt
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
         PADDED_N=padded(states, 16), BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
-        PRECISION=precision(dtype), **tile.options,
+        PRECISION=precision(dtype), UNROLL=tile.unroll, **tile.options,
     )  # fmt: skip
     return u, dt, projected, low_rank
 
@@ -274,20 +273,21 @@ def project_backward(
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
         BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
-        **tile.options,
+        UNROLL=tile.unroll, **tile.options,
     )  # fmt: skip
     tile = pick("conv_backward")
+    rows = max(1, tile.tokens // padded(sources))  # a thread holds a share for each source
     blocks = triton.cdiv(channels, tile.channels)
     dx = torch.empty(sources, tokens, channels, dtype=dtype, device=device)
-    tiles = triton.cdiv(tokens, tile.tokens)
-    tiles = min(tiles, max(1, 16 * processors(device) // (blocks * tile.warps)))
+    tiles = min(triton.cdiv(tokens, rows), max(1, 16 * processors(device) // (blocks * tile.warps)))
     shares = torch.empty(sources * tiles, width + 1, channels, dtype=torch.float32, device=device)
     z, z_stride, dz, dy, y = gate or (None, 0, None, None, None)
+    bits = {name.upper(): value for name, value in _scan_bits(scans).items()}
     conv_backward_kernel[tiles, blocks](
         du, x, weights.conv_weight, z, dy, y, dx, dz, shares,
-        tokens, channels, grid.height, grid.width, x_stride, z_stride, sources,
-        scans=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
-        BLOCK_T=tile.tokens, BLOCK_E=tile.channels, **tile.options,
+        tokens, channels, grid.height, grid.width, x_stride, z_stride,
+        COUNT=sources, SCANS=count, **bits, LEAST_GATE=least_gate(dtype), WIDTH=width,
+        BLOCK_T=rows, BLOCK_E=tile.channels, **tile.options,
     )  # fmt: skip
     conv_weight, conv_bias = finish(shares, width)
     dt_proj, x_proj = finish(partial, rank)

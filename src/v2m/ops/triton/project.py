@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scan import sigmoid, softplus
+from .scan import sigmoid, softplus, softplus_in_16_bits
 
 GRID_SIZES = ["tokens", "height", "width", "sources", "downs", "reverses"]
 
@@ -32,7 +32,19 @@ def scan_position(row, column, height, width, down, reverse):
 
 
 @triton.jit
-def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH: tl.constexpr):
+def causal_conv(
+    pointers,
+    step,
+    weight,
+    bias,
+    position,
+    e,
+    mask_t,
+    mask_e,
+    once,
+    WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
 
     pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
@@ -42,11 +54,22 @@ def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH
     total = (
         tl.zeros(pointers.shape, tl.float32) + tl.load(bias + e, mask=mask_e, other=0.0)[None, :]
     )
-    for tap in range(WIDTH):
-        taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
-        value = tl.load(pointers - tap * step, mask=taken, other=0.0)
-        w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
-        total += value.to(tl.float32) * w.to(tl.float32)[None, :]
+    if not UNROLL:
+        for tap in range(WIDTH):
+            taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
+            value = tl.load(pointers - tap * step, mask=taken, other=0.0)
+            w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
+            total += value.to(tl.float32) * w.to(tl.float32)[None, :]
+    for _ in range(once if UNROLL else 0):
+        values = ()
+        weights = ()
+        for tap in tl.static_range(WIDTH):
+            taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
+            values = values + (tl.load(pointers - tap * step, mask=taken, other=0.0),)
+            w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
+            weights = weights + (w.to(tl.float32),)
+        for tap in tl.static_range(WIDTH):
+            total += values[tap].to(tl.float32) * weights[tap][None, :]
     return total
 
 
@@ -64,6 +87,7 @@ def project_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH), x_proj: (R + N, E).
 
@@ -97,7 +121,17 @@ def project_kernel(
         mask_e = e < E
         pointers = (x + row_in * x_stride + first) + tile_in
         conv = causal_conv(
-            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH
+            pointers,
+            step,
+            conv_weight,
+            conv_bias,
+            position,
+            e,
+            mask_t,
+            mask_e,
+            tl.minimum(tokens, 1),
+            WIDTH,
+            UNROLL,
         )
         value = (conv * sigmoid(conv)).to(dtype)
         tl.store((u + row_out * E + first) + tile_out, value, mask_t[:, None] & mask_e[None, :])
@@ -121,6 +155,7 @@ def project_kernel(
         mask_e = e < E
         w = tl.load(dt_proj + e[None, :] * R + r[:, None], mask_r[:, None] & mask_e[None, :], 0.0)
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
-        size = softplus(tl.dot(low, w.to(dtype), input_precision=PRECISION) + bias[None, :])
+        size = tl.dot(low, w.to(dtype), input_precision=PRECISION) + bias[None, :]
+        size = softplus(size) if dtype == tl.float32 else softplus_in_16_bits(size)
         mask_te = mask_t[:, None] & mask_e[None, :]
         tl.store((dt + row_out * E + first) + tile_out, size.to(dtype), mask_te)

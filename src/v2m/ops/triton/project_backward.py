@@ -4,7 +4,7 @@
 2. `project_backward_kernel`: through x_proj and the SiLU to the convolution's output, with the
    gradients of x_proj and dt_proj summed in registers over the tokens of a program.
 3. `conv_backward_kernel`: the transposed convolutions of all scans that read one grid, summed, and
-   the gradients of the convolution's weight and bias, a tile of tokens each.
+   the gradients of the convolution's weight and bias.
 """
 
 # Tuples of tensors grow by +: the kernel language has no star.
@@ -72,6 +72,7 @@ def project_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
@@ -124,7 +125,7 @@ def project_backward_kernel(
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
                 pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
-                position, e, mask_t, mask_e, WIDTH,
+                position, e, mask_t, mask_e, tl.minimum(tokens, 1), WIDTH, UNROLL,
             )  # fmt: skip
             gate = sigmoid(conv)
             d_input = tl.dot(low, w_low, d_value.to(tl.float32), input_precision=PRECISION)
@@ -143,22 +144,27 @@ def project_backward_kernel(
     tl.store(out + (R + R + n)[:, None] * E, d_other, mask_ne)
 
 
-@triton.jit(do_not_specialize=[*GRID_SIZES, "scans", "count"])
+@triton.jit(do_not_specialize=["tokens", "height", "width"])
 def conv_backward_kernel(
     d_out, x, conv_weight, z, dy, y, dx, dz, partial,
-    tokens, E, height, width, x_stride, z_stride, count,
-    scans, sources, downs, reverses,
+    tokens, E, height, width, x_stride, z_stride,
+    COUNT: tl.constexpr,
+    SCANS: tl.constexpr,
+    SOURCES: tl.constexpr,
+    DOWNS: tl.constexpr,
+    REVERSES: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """dx: (count, tokens, E), of each source, from d_out (scans, tokens, E) of its scans.
+    """dx: (COUNT, tokens, E), of each source, from d_out (SCANS, tokens, E) of its scans.
 
     With z, x is the gated result of the pass before: dx is the gradient before that gate, and dz
     (tokens, E) becomes that of z, from this gate and from y's; if y is None, it is added to.
-    partial: (count, programs, WIDTH + 1, E), float32, one program's share of the gradients of the
-    convolution's weight (transposed) and bias.
+    partial: (COUNT, programs, WIDTH + 1, E), float32, one program's share of the gradients of the
+    convolution's weight (transposed) and bias. It is summed over tokens at the very end: what a
+    tile adds stays where its threads are.
     """
     local = tl.arange(0, BLOCK_T)
     lane = tl.arange(0, BLOCK_E)
@@ -168,11 +174,17 @@ def conv_backward_kernel(
     tile = local[:, None] * E + lane[None, :]
     tile_x = local[:, None] * x_stride + lane[None, :]
     tile_z = local[:, None] * z_stride + lane[None, :]
+    weights = ()
+    for tap in tl.static_range(WIDTH):
+        w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0)
+        weights = weights + (w.to(tl.float32)[None, :],)
+    shares = ()
+    for _ in tl.static_range(COUNT * (WIDTH + 1)):
+        shares = shares + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
     for block in range(tl.program_id(0), tl.cdiv(tokens, BLOCK_T), tl.num_programs(0)):
         start = block * BLOCK_T
         mask_t = start + local < tokens
         mask = mask_t[:, None] & mask_e[None, :]
-        begun = block > tl.program_id(0)  # this program's share holds what came before
         grid_row, grid_column = ((start + local) // width) % height, (start + local) % width
         corner = start * tl.cast(E, tl.int64) + first
         if z is not None:
@@ -183,18 +195,18 @@ def conv_backward_kernel(
                 product += tl.load((dy + corner) + tile, mask, 0.0).to(tl.float32) * tl.load(
                     (y + corner) + tile, mask, 0.0
                 ).to(tl.float32)
-        for source in range(count):
+        added = ()
+        for source in tl.static_range(COUNT):
             row = source * tokens.to(tl.int64) + start
             value = tl.load((x + row * x_stride + first) + tile_x, mask, 0.0).to(tl.float32)
-            share = partial + (source * tl.num_programs(0) + tl.program_id(0)) * (WIDTH + 1) * E + e
             later = ()  # the gradient 0 .. WIDTH - 1 tokens on in scan order, over the scans
             for _ in tl.static_range(WIDTH):
                 later = later + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
-            for scan in range(scans):
-                if ((sources >> (4 * scan)) & 15) == source:
+            for scan in tl.static_range(SCANS):
+                if (SOURCES >> (4 * scan)) & 15 == source:
                     position, length, stride = scan_position(
                         grid_row, grid_column, height, width,
-                        (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
+                        (DOWNS >> scan) & 1 == 1, (REVERSES >> scan) & 1 == 1,
                     )  # fmt: skip
                     ahead = length - position
                     moved = (scan * tokens.to(tl.int64) + start) * E + first
@@ -207,20 +219,22 @@ def conv_backward_kernel(
                     later = found
             total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
             for tap in tl.static_range(WIDTH):
-                w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0).to(tl.float32)
-                total += later[tap] * w[None, :]
-                at = share + (WIDTH - 1 - tap) * E
-                before = tl.load(at, mask_e & begun, 0.0)
-                tl.store(at, before + tl.sum(later[tap] * value, axis=0), mask_e)
-            before = tl.load(share + WIDTH * E, mask_e & begun, 0.0)
-            tl.store(share + WIDTH * E, before + tl.sum(later[0], axis=0), mask_e)
-            tl.debug_barrier()  # the next tile's threads read what these have stored
+                total += later[tap] * weights[tap]
+                added = added + (shares[source * (WIDTH + 1) + tap] + later[tap] * value,)
+            added = added + (shares[source * (WIDTH + 1) + WIDTH] + later[0],)
             if z is not None:
                 product += total * value
                 total *= gate * sigmoid(gate)
             tl.store((dx + row * E + first) + tile, total.to(dx.dtype.element_ty), mask)
+        shares = added
         if z is not None:
             dgate = gate_gradient(product, gate)
             if y is None:
                 dgate += tl.load((dz + corner) + tile, mask, 0.0).to(tl.float32)
             tl.store((dz + corner) + tile, dgate.to(dz.dtype.element_ty), mask)
+    for source in tl.static_range(COUNT):
+        share = partial + (source * tl.num_programs(0) + tl.program_id(0)) * (WIDTH + 1) * E + e
+        for tap in tl.static_range(WIDTH):
+            found = tl.sum(shares[source * (WIDTH + 1) + tap], axis=0)
+            tl.store(share + (WIDTH - 1 - tap) * E, found, mask_e)
+        tl.store(share + WIDTH * E, tl.sum(shares[source * (WIDTH + 1) + WIDTH], axis=0), mask_e)

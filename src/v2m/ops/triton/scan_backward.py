@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from .channel_sums import picks, store_channel_sum
-from .chunks import fetch, floats, load_rows, load_steps, packed, unpacked
+from .chunks import floats, load_rows, load_steps, packed, unpacked
 from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 
@@ -35,18 +35,6 @@ def softplus_slope(dt):
     """d softplus(x) / dx = 1 - exp(-softplus(x)) from dt = softplus(x), without cancellation."""
     series = dt * (1.0 - dt * (0.5 - dt * (1.0 / 6.0)))
     return tl.where(dt < 0.03, series, 1.0 - tl.exp2(-dt * LOG2E))
-
-
-FETCHED = tl.constexpr(32)  # steps that rows are fetched ahead
-
-
-@triton.jit
-def fetch_rows(u, dt, stride_e, first, steps, COUNT: tl.constexpr):
-    """Fetch the rows of COUNT steps, from `first` on, of u and dt, as far as there are steps."""
-    step = first + tl.arange(0, COUNT)
-    at = step.to(tl.int64) * stride_e
-    fetch(u + at, step < steps)
-    fetch(dt + at, step < steps)
 
 
 @triton.jit
@@ -90,15 +78,13 @@ def replay(
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     PACKED: tl.constexpr,
-    FETCH: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
     """Walk a line forwards and save the state after every chunk but the last.
 
     u, dt: pointers to the block's first channel in the line's first row, B: to that row; saved: to
     the state before it, and place: where its elements lie from there. A line is touched here
-    first, in the slowest memory, so its rows are loaded GROUP chunks ahead, and fetched FETCHED
-    steps ahead.
+    first, in the slowest memory, so its rows are loaded GROUP chunks ahead.
     """
     STEPS: tl.constexpr = CHUNK * GROUP
     h = tl.zeros(A_block.shape, tl.float32)
@@ -119,8 +105,6 @@ def replay(
                 B += STEPS * stride_n
             us = load_steps(u + lane, stride_e, e, E, left, STEPS, EVEN)
             dts = load_steps(dt + lane, stride_e, e, E, left, STEPS, EVEN)
-            if FETCH:
-                fetch_rows(u, dt, stride_e, FETCHED - STEPS, left, STEPS)
             h, saved, Bs = replay_steps(
                 h, saved, xs, raw, Bs, B, left, A_block, bias, live, place, stride_n, n, N,
                 True, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
@@ -259,7 +243,6 @@ def scan_backward_kernel(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
     PACKED: tl.constexpr,  # states in the scratch buffer are pairs of bfloat16
-    FETCH: tl.constexpr,  # rows are brought to the L2 before they are loaded
     AHEAD: tl.constexpr,  # its state and rows of B and C too are loaded a chunk ahead; CHUNK is 2
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -314,25 +297,13 @@ def scan_backward_kernel(
     end = tl.minimum(begin + each, segments * scans)
     k = begin // segments
     segment = begin - k * segments
-    token, steps = segment_start(segment, length, inner, outer, window, (reverses >> k) & 1)
-    for item in range(begin, end):
-        # The line after this one is found now, so that its first rows are near when it comes.
-        next_segment = segment + tl.where(item + 1 < end, 1, 0)
-        next_k = k + tl.where(next_segment == segments, 1, 0)
-        next_segment = tl.where(next_segment == segments, 0, next_segment)
-        next_token, next_steps = segment_start(
-            next_segment, length, inner, outer, window, (reverses >> next_k) & 1
-        )
-        if FETCH:
-            next_slab = ((sources if SHARED else slots) >> (4 * next_k)) & 15
-            next_at = (next_slab * tokens.to(tl.int64) + next_token) * E + block * BLOCK_E
-            next_stride = inner * (1 - 2 * ((reverses >> next_k) & 1)) * E
-            fetch_rows(u + next_at, dt + next_at, next_stride, 0, next_steps, FETCHED)
+    for _ in range(begin, end):
         reverse = (reverses >> k) & 1
         slot = ((slots >> (4 * k)) & 15) * tokens.to(tl.int64)
         stride = inner * (1 - 2 * reverse)
         stride_e = stride * E
         stride_n = stride * N
+        token, steps = segment_start(segment, length, inner, outer, window, reverse)
         y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
         stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
         if DY_SLOTS:
@@ -357,7 +328,7 @@ def scan_backward_kernel(
         replay(
             u + corner, dt + corner, B_at, A_block, bias, live, saved, place, steps,
             lane, stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
-            PACKED, FETCH, EVEN,
+            PACKED, EVEN,
         )  # fmt: skip
         u_at += last
         dt_at += last
@@ -434,7 +405,9 @@ def scan_backward_kernel(
             at_n -= CHUNK * stride_n
             at_z -= CHUNK * stride
         tl.debug_barrier()
-        k, segment, token, steps = next_k, next_segment, next_token, next_steps
+        segment += 1
+        k += tl.where(segment == segments, 1, 0)
+        segment = tl.where(segment == segments, 0, segment)
 
     tl.store(dA + program * share + a_pointers, dA_sum, mask=mask_a)
     if D is not None:
