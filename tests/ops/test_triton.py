@@ -102,6 +102,20 @@ def test_every_launch_of_the_backward(interpreter, shape, window):
         triton_cases.assert_accurate(errors, trifle=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "window", "steps"),
+    [((1, 20, 1, 32), None, 8), ((1, 21, 2, 33), None, 8), ((1, 23, 1, 32), 13, 4)],
+    ids=["even", "odd", "windows"],
+)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lines_in_sections(interpreter, shape, window, steps, reverse):
+    errors = interpreter(
+        triton_cases.in_sections, steps, triton_cases.scan_errors,
+        shape, 16, 1, reverse, window, ("B", "C", "D", "z", "dt_bias"),
+    )  # fmt: skip
+    triton_cases.assert_accurate(errors)
+
+
 def test_few_states_and_lines_of_seven(interpreter):
     errors = interpreter(triton_cases.scan_errors, (2, 7, 2, 32), 1, 1, True, None, ("C", "D"))
     triton_cases.assert_accurate(errors)

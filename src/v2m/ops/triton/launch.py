@@ -14,6 +14,7 @@ from torch import Tensor
 from v2m.errors import InputError
 
 SCRATCH_BYTES = 2**31  # the most that the checkpoints of a backward may take
+MOST_STEP = 2**28  # elements from one step of a scan's backward to the next: a few fit in 32 bits
 
 
 class Scan(NamedTuple):
@@ -79,7 +80,7 @@ class Tile:
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
     packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
     ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
-    unroll: bool = False
+    section: int = 32  # of a scan's backward: steps whose states wait in scratch at a time
     registers: int | None = None  # the most that a thread may have
 
     @property
@@ -98,38 +99,15 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "scan_forward": (Tile(64, registers=128), Tile(64)),
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
-        Tile(32, 2, group=2, packed=True),
+        Tile(32, 2, group=2, packed=True, ahead=True, section=48),
+        Tile(32, 2, group=2, packed=True, ahead=True, section=64),
+        Tile(32, 2, group=2, packed=True, ahead=True, section=1 << 20),
+        Tile(32, 2, group=2),
     ),
-    "project": (
-        Tile(64, 32, 2, 3, registers=128),
-        Tile(64, 32, 2, 3),
-        Tile(64, 32, 2, 3, unroll=True),
-        Tile(64, 32, 2, 3, registers=168, unroll=True),
-        Tile(64, 32, 4, 3, registers=128, unroll=True),
-        Tile(64, 32, 4, 3, unroll=True),
-        Tile(64, 64, 4, 3, unroll=True),
-        Tile(128, 32, 4, 3, unroll=True),
-        Tile(128, 16, 2, 3, unroll=True),
-    ),
+    "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
     "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
-    "project_backward": (
-        Tile(64, 32, 4, registers=128),
-        Tile(64, 32, 4, registers=128, unroll=True),
-        Tile(64, 32, 4, registers=168, unroll=True),
-        Tile(64, 32, 8, registers=128, unroll=True),
-        Tile(64, 32, 8, registers=128),
-        Tile(128, 32, 8, registers=128),
-        Tile(64, 64, 8, registers=128, unroll=True),
-        Tile(32, 32, 2, registers=168, unroll=True),
-        Tile(64, 32, 4),
-    ),
-    "conv_backward": (
-        Tile(64, 16, 2),
-        Tile(64, 32, 4),
-        Tile(32, 32, 2),
-        Tile(64, 8, 1),
-        Tile(128, 16, 4),
-    ),
+    "project_backward": (Tile(64, 32, 4, registers=128), Tile(64, 64, 4), Tile(32, 32, 2)),
+    "conv_backward": (Tile(64, 8, 1), Tile(64, 16, 2)),
     "gate": (Tile(128, 32, 4),),
 }
 
@@ -139,6 +117,8 @@ def pick(kernel: str, states: int = 1, steps: int = 0) -> Tile:
     tile = TILES[kernel][0]
     if kernel == "scan_forward" and states > 16:
         return Tile(32)
+    if kernel == "scan_forward" and steps > 32:
+        return TILES[kernel][-1]
     if kernel == "scan_backward" and padded(states) != 16:
         if padded(states) < 8 and steps % 7 == 0:
             return Tile(32, 7)

@@ -8,9 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
+from v2m.errors import InputError
+
 from .finish import finish
 from .gate import gate_kernel, least_gate
 from .launch import (
+    MOST_STEP,
     SCRATCH_BYTES,
     Grid,
     Scan,
@@ -76,11 +79,11 @@ def scan_forward(
     shared: the operands have a slab for each of the scans' sources, not for each scan.
     """
     states = inputs.decay.shape[0]
-    tile = tile or pick("scan_forward", states)
     families = groups(scans)
     for number, (scan, members) in enumerate(families):
         lines = grid.lines(scan.axis, scan.window)
-        blocks = triton.cdiv(grid.channels, tile.channels)
+        chosen = tile or pick("scan_forward", states, lines["window"])
+        blocks = triton.cdiv(grid.channels, chosen.channels)
         scan_forward_kernel[lines.pop("segments"), blocks, 1 if summed else len(members)](
             inputs.u, inputs.dt, inputs.decay, inputs.B, inputs.C, inputs.D, inputs.dt_bias,
             inputs.z, y, grid.channels, states, grid.tokens, **lines,
@@ -90,8 +93,8 @@ def scan_forward(
             SCANS=len(members) if summed else 1, SUMMED=summed,
             ADD=summed and number > 0, GATE_SUM=summed and len(families) == 1 and not scan.mirror,
             LEAST_GATE=inputs.least_gate, MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
-            SOFTPLUS=inputs.softplus, PADDED_N=padded(states), BLOCK_E=tile.channels,
-            **tile.options,
+            SOFTPLUS=_softplus(inputs), PADDED_N=padded(states), BLOCK_E=chosen.channels,
+            **chosen.options,
         )  # fmt: skip
     return y
 
@@ -131,7 +134,7 @@ def scan_backward(
     partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
     halves = dtype != torch.float32 and padded(states) >= 8 and speaks_ptx()
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
-        scan, members, tile, lines, packed, places, programs, scratch = launch
+        scan, members, tile, lines, packed, starts, places, programs, scratch = launch
         checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
         even = tile.even(lines["window"]) and tile.even(lines["length"] % lines["window"])
         scan_backward_kernel[programs, blocks](
@@ -140,22 +143,28 @@ def scan_backward(
             checkpoints, channels, states, grid.tokens, **lines,
             height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
-            places=places, scans=len(members),
+            places=places, starts=starts, section=tile.section, scans=len(members),
             sources=pack([scans[i].source if shared else i for i in members], 4), SHARED=shared,
             slots=pack(members, 4),
             reverses=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
             ADD=number > 0, LEAST_GATE=inputs.least_gate,
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
-            SOFTPLUS=inputs.softplus, SOFTPLUS_DONE=inputs.softplus_done,
+            SOFTPLUS=_softplus(inputs), SOFTPLUS_DONE=inputs.softplus_done,
             SUM_BY_PRODUCT=halves and tile.channels == 32 and tile.warps == 1,
             CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
-            AHEAD=tile.ahead, PADDED_N=padded(states), BLOCK_E=tile.channels,
+            SECTIONS=lines["window"] > tile.section, AHEAD=tile.ahead,
+            PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
             EVEN=even and channels % tile.channels == 0 and states == padded(states),
             **tile.options,
         )  # fmt: skip
     dA, rest = finish(partial, states, inputs.decay if of_log else None)
     return ScanGradients(du, ddt, dA, dB, dC, None if inputs.D is None else rest[0], rest[1])
+
+
+def _softplus(inputs: ScanInputs) -> int:
+    """Which softplus the scan applies: see `scan.step_size`."""
+    return int(inputs.softplus) * (1 if inputs.dt.dtype == torch.float32 else 2)
 
 
 class _BackwardLaunch(NamedTuple):
@@ -166,7 +175,8 @@ class _BackwardLaunch(NamedTuple):
     tile: Tile
     lines: dict[str, int]
     packed: bool
-    places: int  # states that one program keeps in scratch
+    starts: int  # states of one section's chunks; behind them are those at the sections' starts
+    places: int  # states that one program keeps in scratch, with those
     programs: int
     scratch: int  # float32 elements for all programs
 
@@ -182,21 +192,34 @@ def _plan_backward(
     launches = []
     for scan, members in families:
         lines = grid.lines(scan.axis, scan.window)
+        if lines["inner"] * grid.channels >= MOST_STEP:
+            raise InputError(
+                f"backend 'triton' takes gradients of grids with fewer than 2^28 elements in a row;"
+                f" got {grid.width} tokens of {grid.channels} channels. Use backend='eager'."
+            )
         chosen = tile or pick("scan_backward", states, lines["window"])
         blocks = triton.cdiv(grid.channels, chosen.channels)
         packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
-        places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
+        steps = min(lines["window"], chosen.section)
+        starts = triton.cdiv(steps, chosen.tokens) + chosen.group - 1
+        places = starts + triton.cdiv(lines["window"], steps)
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
-        programs = balanced(lines["segments"] * len(members), blocks, 4 * size, states, device)
+        registers = chosen.registers or (255 if states >= 8 else 168)
+        programs = balanced(lines["segments"] * len(members), blocks, 4 * size, registers, device)
         launches.append(
-            _BackwardLaunch(scan, members, chosen, lines, packed, places, programs, programs * size)
+            _BackwardLaunch(
+                scan, members, chosen, lines, packed, starts, places, programs, programs * size
+            )
         )
     return launches
 
 
-def balanced(lines: int, blocks: int, scratch: int, states: int, device) -> int:
-    """Programs that share the lines evenly, all on the device at once; scratch: bytes of one."""
-    resident = (8 if states >= 8 else 12) * processors(device)
+def balanced(lines: int, blocks: int, scratch: int, registers: int, device) -> int:
+    """Programs that share the lines evenly, all on the device at once.
+
+    scratch: bytes of one; registers: of a thread.
+    """
+    resident = 2048 // (registers + 1) * processors(device)
     most = max(1, min(lines, resident // blocks, SCRATCH_BYTES // scratch))
     return triton.cdiv(lines, triton.cdiv(lines, most))
 
@@ -218,7 +241,7 @@ def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dt
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
         PADDED_N=padded(states, 16), BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
-        PRECISION=precision(dtype), UNROLL=tile.unroll, **tile.options,
+        PRECISION=precision(dtype), **tile.options,
     )  # fmt: skip
     return u, dt, projected, low_rank
 
@@ -273,7 +296,7 @@ def project_backward(
         tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
         BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
-        UNROLL=tile.unroll, **tile.options,
+        **tile.options,
     )  # fmt: skip
     tile = pick("conv_backward")
     rows = max(1, tile.tokens // padded(sources))  # a thread holds a share for each source

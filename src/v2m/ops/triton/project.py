@@ -32,19 +32,7 @@ def scan_position(row, column, height, width, down, reverse):
 
 
 @triton.jit
-def causal_conv(
-    pointers,
-    step,
-    weight,
-    bias,
-    position,
-    e,
-    mask_t,
-    mask_e,
-    once,
-    WIDTH: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
+def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH: tl.constexpr):
     """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
 
     pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
@@ -54,22 +42,11 @@ def causal_conv(
     total = (
         tl.zeros(pointers.shape, tl.float32) + tl.load(bias + e, mask=mask_e, other=0.0)[None, :]
     )
-    if not UNROLL:
-        for tap in range(WIDTH):
-            taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
-            value = tl.load(pointers - tap * step, mask=taken, other=0.0)
-            w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
-            total += value.to(tl.float32) * w.to(tl.float32)[None, :]
-    for _ in range(once if UNROLL else 0):
-        values = ()
-        weights = ()
-        for tap in tl.static_range(WIDTH):
-            taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
-            values = values + (tl.load(pointers - tap * step, mask=taken, other=0.0),)
-            w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
-            weights = weights + (w.to(tl.float32),)
-        for tap in tl.static_range(WIDTH):
-            total += values[tap].to(tl.float32) * weights[tap][None, :]
+    for tap in range(WIDTH):
+        taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
+        value = tl.load(pointers - tap * step, mask=taken, other=0.0)
+        w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
+        total += value.to(tl.float32) * w.to(tl.float32)[None, :]
     return total
 
 
@@ -87,7 +64,6 @@ def project_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH), x_proj: (R + N, E).
 
@@ -121,17 +97,7 @@ def project_kernel(
         mask_e = e < E
         pointers = (x + row_in * x_stride + first) + tile_in
         conv = causal_conv(
-            pointers,
-            step,
-            conv_weight,
-            conv_bias,
-            position,
-            e,
-            mask_t,
-            mask_e,
-            tl.minimum(tokens, 1),
-            WIDTH,
-            UNROLL,
+            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH
         )
         value = (conv * sigmoid(conv)).to(dtype)
         tl.store((u + row_out * E + first) + tile_out, value, mask_t[:, None] & mask_e[None, :])

@@ -72,7 +72,6 @@ def project_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
-    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
@@ -125,7 +124,7 @@ def project_backward_kernel(
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
                 pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
-                position, e, mask_t, mask_e, tl.minimum(tokens, 1), WIDTH, UNROLL,
+                position, e, mask_t, mask_e, WIDTH,
             )  # fmt: skip
             gate = sigmoid(conv)
             d_input = tl.dot(low, w_low, d_value.to(tl.float32), input_precision=PRECISION)
