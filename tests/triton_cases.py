@@ -5,7 +5,6 @@ Triton is imported. Memory the backend allocates is full of NaN before it is wri
 """
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -200,18 +199,6 @@ def forced(kernel: str, choice: int, function, *args, **kwargs):
         return function(*args, **kwargs)
     finally:
         TILES[kernel] = usual
-
-
-def in_sections(steps: int, function, *args, **kwargs):
-    """Call a function of this module; the scan's backward cuts lines into sections of `steps`."""
-    from v2m.ops.triton.launch import TILES
-
-    usual = TILES["scan_backward"]
-    TILES["scan_backward"] = (replace(usual[0], section=steps),)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        TILES["scan_backward"] = usual
 
 
 def count_launches(kernel: str) -> int:

@@ -103,16 +103,14 @@ def test_every_launch_of_the_backward(interpreter, shape, window):
 
 
 @pytest.mark.parametrize(
-    ("shape", "window", "steps"),
-    [((1, 20, 1, 32), None, 8), ((1, 21, 2, 33), None, 8), ((1, 23, 1, 32), 13, 4)],
+    ("shape", "window"),
+    [((1, 20, 1, 32), None), ((1, 37, 2, 33), None), ((1, 23, 1, 32), 13)],
     ids=["even", "odd", "windows"],
 )
 @pytest.mark.parametrize("reverse", [False, True])
-def test_lines_in_sections(interpreter, shape, window, steps, reverse):
-    errors = interpreter(
-        triton_cases.in_sections, steps, triton_cases.scan_errors,
-        shape, 16, 1, reverse, window, ("B", "C", "D", "z", "dt_bias"),
-    )  # fmt: skip
+def test_lines_of_many_chunks(interpreter, shape, window, reverse):
+    given = ("B", "C", "D", "z", "dt_bias")
+    errors = interpreter(triton_cases.scan_errors, shape, 16, 1, reverse, window, given)
     triton_cases.assert_accurate(errors)
 
 

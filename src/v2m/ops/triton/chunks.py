@@ -36,6 +36,32 @@ def load_rows(pointer, stride, N, alive, PADDED_N: tl.constexpr, CHUNK: tl.const
 
 
 @triton.jit
+def far_rows(pointers, strides, first, COUNT: tl.constexpr):
+    """Addresses of COUNT rows from the `first` on of some grids, one a lane, and steps to the next.
+
+    pointers: to the grids' rows 0, strides: elements between rows.
+    """
+    lane = tl.arange(0, 32)
+    at = tl.zeros([32], tl.int64)
+    step = tl.zeros([32], tl.int64)
+    for i in tl.static_range(len(pointers)):
+        row = strides[i].to(tl.int64) * (pointers[i].dtype.element_ty.primitive_bitwidth // 8)
+        mine = lane // COUNT == i
+        at = tl.where(mine, pointers[i].to(tl.int64) + (first + lane % COUNT) * row, at)
+        step = tl.where(mine, COUNT * row, step)
+    return at, step
+
+
+@triton.jit
+def fetch(addresses, wanted):
+    """Have what lies at the wanted addresses brought to the L2 cache, without waiting for it."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l,r", [addresses, wanted.to(tl.int32)], tl.int32, False, 1,
+    )  # fmt: skip
+
+
+@triton.jit
 def floats(rows):
     found = ()
     for j in tl.static_range(len(rows)):

@@ -14,6 +14,7 @@ from torch import Tensor
 from v2m.errors import InputError
 
 SCRATCH_BYTES = 2**31  # the most that the checkpoints of a backward may take
+LONG = 32  # steps, from which on a line is long
 MOST_STEP = 2**28  # elements from one step of a scan's backward to the next: a few fit in 32 bits
 
 
@@ -80,7 +81,7 @@ class Tile:
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
     packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
     ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
-    section: int = 32  # of a scan's backward: steps whose states wait in scratch at a time
+    fetch: bool = False  # of a scan's backward: rows are brought to the L2 before they are loaded
     registers: int | None = None  # the most that a thread may have
 
     @property
@@ -94,14 +95,13 @@ class Tile:
         return steps % self.tokens == 0 and (steps == 0 or steps >= self.tokens * self.group)
 
 
-# Every launch that may be chosen, the usual one first; why, is in NOTES.md.
+# Every launch that may be chosen, the usual one first; of a scan, the second is that of long lines.
+# Why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
     "scan_forward": (Tile(64, registers=128), Tile(64)),
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
-        Tile(32, 2, group=2, packed=True, ahead=True, section=48),
-        Tile(32, 2, group=2, packed=True, ahead=True, section=64),
-        Tile(32, 2, group=2, packed=True, ahead=True, section=1 << 20),
+        Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
         Tile(32, 2, group=2),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
@@ -114,16 +114,14 @@ TILES: dict[str, tuple[Tile, ...]] = {
 
 def pick(kernel: str, states: int = 1, steps: int = 0) -> Tile:
     """The launch for a kernel, by what fits into the registers; steps: of a line or window."""
-    tile = TILES[kernel][0]
     if kernel == "scan_forward" and states > 16:
         return Tile(32)
-    if kernel == "scan_forward" and steps > 32:
-        return TILES[kernel][-1]
     if kernel == "scan_backward" and padded(states) != 16:
         if padded(states) < 8 and steps % 7 == 0:
             return Tile(32, 7)
         return Tile(32, max(1, min(4, 32 // padded(states))))
-    return tile
+    tiles = TILES[kernel]
+    return tiles[1] if steps > LONG and len(tiles) > 1 else tiles[0]
 
 
 def padded(size: int, least: int = 1) -> int:

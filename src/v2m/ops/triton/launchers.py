@@ -132,9 +132,9 @@ def scan_backward(
     )
     parts = [launch.programs for launch in launches]
     partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
-    halves = dtype != torch.float32 and padded(states) >= 8 and speaks_ptx()
+    short = dtype == torch.bfloat16 and padded(states) >= 8 and speaks_ptx()
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
-        scan, members, tile, lines, packed, starts, places, programs, scratch = launch
+        scan, members, tile, lines, packed, places, programs, scratch = launch
         checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
         even = tile.even(lines["window"]) and tile.even(lines["length"] % lines["window"])
         scan_backward_kernel[programs, blocks](
@@ -143,16 +143,16 @@ def scan_backward(
             checkpoints, channels, states, grid.tokens, **lines,
             height=grid.height, width=grid.width,
             z_stride=inputs.z_stride, share=(states + 2) * channels, scale=scale,
-            places=places, starts=starts, section=tile.section, scans=len(members),
+            places=places, scans=len(members),
             sources=pack([scans[i].source if shared else i for i in members], 4), SHARED=shared,
             slots=pack(members, 4),
             reverses=pack([scans[i].reverse for i in members], 1), DY_SLOTS=dy_slots,
             ADD=number > 0, LEAST_GATE=inputs.least_gate,
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=_softplus(inputs), SOFTPLUS_DONE=inputs.softplus_done,
-            SUM_BY_PRODUCT=halves and tile.channels == 32 and tile.warps == 1,
+            SUM_BY_PRODUCT=short and tile.channels == 32 and tile.warps == 1,
             CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
-            SECTIONS=lines["window"] > tile.section, AHEAD=tile.ahead,
+            FETCH=tile.fetch and speaks_ptx(), AHEAD=tile.ahead,
             PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
             EVEN=even and channels % tile.channels == 0 and states == padded(states),
@@ -175,8 +175,7 @@ class _BackwardLaunch(NamedTuple):
     tile: Tile
     lines: dict[str, int]
     packed: bool
-    starts: int  # states of one section's chunks; behind them are those at the sections' starts
-    places: int  # states that one program keeps in scratch, with those
+    places: int  # states that one program keeps in scratch
     programs: int
     scratch: int  # float32 elements for all programs
 
@@ -200,16 +199,12 @@ def _plan_backward(
         chosen = tile or pick("scan_backward", states, lines["window"])
         blocks = triton.cdiv(grid.channels, chosen.channels)
         packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
-        steps = min(lines["window"], chosen.section)
-        starts = triton.cdiv(steps, chosen.tokens) + chosen.group - 1
-        places = starts + triton.cdiv(lines["window"], steps)
+        places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
         registers = chosen.registers or (255 if states >= 8 else 168)
         programs = balanced(lines["segments"] * len(members), blocks, 4 * size, registers, device)
         launches.append(
-            _BackwardLaunch(
-                scan, members, chosen, lines, packed, starts, places, programs, programs * size
-            )
+            _BackwardLaunch(scan, members, chosen, lines, packed, places, programs, programs * size)
         )
     return launches
 

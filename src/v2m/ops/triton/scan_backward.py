@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from .channel_sums import picks, store_channel_sum
-from .chunks import floats, load_rows, load_steps, packed, unpacked
+from .chunks import far_rows, fetch, floats, load_rows, load_steps, packed, unpacked
 from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 
@@ -37,11 +37,13 @@ def softplus_slope(dt):
     return tl.where(dt < 0.03, series, 1.0 - tl.exp2(-dt * LOG2E))
 
 
+FETCHED = tl.constexpr(3)  # chunks ahead that the walk backwards fetches
+
+
 @triton.jit
 def replay_steps(
     h, saved, xs, raw, Bs, next_B, left, A_block, bias, live, place, stride_n, n, N,
     MORE: tl.constexpr,
-    SAVE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
     PLACE: tl.constexpr,
@@ -61,7 +63,7 @@ def replay_steps(
             if MORE:
                 next_Bs = next_Bs + load_steps(next_B + j * stride_n, 0, n, N, left - j, 1, EVEN)
         h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
-        if SAVE and j % CHUNK == CHUNK - 1:
+        if j % CHUNK == CHUNK - 1:
             saved += PLACE
             if PACKED:
                 tl.store(saved + place, packed(h))
@@ -72,24 +74,25 @@ def replay_steps(
 
 @triton.jit
 def replay(
-    h, u, dt, B, A_block, bias, live, saved, place, steps,
+    u, dt, B, A_block, bias, live, saved, place, steps,
     lane, stride_e, stride_n, e, E, n, N,
-    SAVE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     PACKED: tl.constexpr,
+    FETCH: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Walk steps forwards from the state h, and save the state after every chunk but the last.
+    """Walk a line forwards and save the state after every chunk but the last.
 
-    u, dt: pointers to the block's first channel in the first row, B: to that row; saved: to the
-    state before it, and place: where its elements lie from there. Returns the state before the
-    last chunk. A line is touched here first, in the slowest memory, so its rows are loaded GROUP
-    chunks ahead.
+    u, dt: pointers to the block's first channel in the line's first row, B: to that row; saved: to
+    the state before it, and place: where its elements lie from there. A line is touched here
+    first, in the slowest memory, so its rows are loaded GROUP chunks ahead, and fetched two such
+    groups before that.
     """
     STEPS: tl.constexpr = CHUNK * GROUP
+    h = tl.zeros(A_block.shape, tl.float32)
     groups = tl.cdiv(steps - CHUNK, STEPS)
     if groups > 0:
         us = load_steps(u + lane, stride_e, e, E, steps, STEPS, EVEN)
@@ -97,25 +100,30 @@ def replay(
         Bs = ()
         if B is not None:
             Bs = load_steps(B, stride_n, n, N, steps, STEPS, EVEN)
+        if FETCH:
+            far, far_step = far_rows((u, dt), (stride_e, stride_e), 3 * STEPS, STEPS)
         for g in range(1, groups):
             xs = floats(us)
             raw = floats(dts)
             left = steps - g * STEPS
             u += STEPS * stride_e
             dt += STEPS * stride_e
+            if FETCH:
+                later = 2 * STEPS + tl.arange(0, 32) % STEPS
+                fetch(far, (tl.arange(0, 32) < 2 * STEPS) & (later < left))
+                far += far_step
             if B is not None:
                 B += STEPS * stride_n
             us = load_steps(u + lane, stride_e, e, E, left, STEPS, EVEN)
             dts = load_steps(dt + lane, stride_e, e, E, left, STEPS, EVEN)
             h, saved, Bs = replay_steps(
                 h, saved, xs, raw, Bs, B, left, A_block, bias, live, place, stride_n, n, N,
-                True, SAVE, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
+                True, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
             )  # fmt: skip
-        h, saved, Bs = replay_steps(
+        replay_steps(
             h, saved, floats(us), floats(dts), Bs, B, 0, A_block, bias, live, place, stride_n, n, N,
-            False, SAVE, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
+            False, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
         )  # fmt: skip
-    return h
 
 
 @triton.jit
@@ -228,25 +236,25 @@ def consume(
     return p, dA_sum, dD_sum, dbias_sum
 
 
-@triton.jit(do_not_specialize=[*SIZES, "segments", "scans", "places", "starts", "section"])
+@triton.jit(do_not_specialize=[*SIZES, "segments", "scans", "places"])
 def scan_backward_kernel(
     dy, u, dt, A, B, C, D, dt_bias, z,
     du, ddt, dA, dB, dC, dD, dbias, dz, checkpoints,
     E, N, tokens, segments, length, inner, outer, window, height, width, z_stride, share, scale,
-    places, starts, section, scans, sources, slots, reverses,
+    places, scans, sources, slots, reverses,
     SHARED: tl.constexpr,  # u, dt, B, C are (sources, ...), not (slots, ...) like their gradients
     DY_SLOTS: tl.constexpr,  # dy is (slots, tokens, E), not common to the scans
     ADD: tl.constexpr,  # add to what dz holds
     LEAST_GATE: tl.constexpr,
     MIRROR_H: tl.constexpr,
     MIRROR_W: tl.constexpr,
-    SOFTPLUS: tl.constexpr,  # softplus is applied here
+    SOFTPLUS: tl.constexpr,  # softplus is applied here: see step_size
     SOFTPLUS_DONE: tl.constexpr,  # dt has been through softplus; return the gradient before it
     SUM_BY_PRODUCT: tl.constexpr,  # sums over channels: see channel_sums.py
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
     PACKED: tl.constexpr,  # states in the scratch buffer are pairs of bfloat16
-    SECTIONS: tl.constexpr,  # lines are longer than a section
+    FETCH: tl.constexpr,  # rows are brought to the L2 some chunks ahead
     AHEAD: tl.constexpr,  # its state and rows of B and C too are loaded a chunk ahead; CHUNK is 2
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -286,13 +294,11 @@ def scan_backward_kernel(
         pairs = tl.arange(0, PADDED_N // 2)
         saved = checkpoints.to(tl.pointer_type(tl.uint32)) + slice_
         place = pairs[None, :] * BLOCK_E + hinted
-        none = tl.zeros([BLOCK_E, PADDED_N // 2], tl.uint32)
+        tl.store(saved + place, tl.zeros([BLOCK_E, PADDED_N // 2], tl.uint32))
     else:
         saved = checkpoints + slice_
         place = n[None, :] * BLOCK_E + hinted
-        none = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-    starts_at = saved + starts * PLACE
-    tl.store((starts_at if SECTIONS else saved) + place, none)
+        tl.store(saved + place, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
@@ -318,127 +324,107 @@ def scan_backward_kernel(
         source = row
         if SHARED:
             source = ((sources >> (4 * k)) & 15) * tokens.to(tl.int64) + token
-        share_n = (row - source) * N  # from a row of B or C to that of its gradient
-        length_of_line = steps
-        sections = 1
-        if SECTIONS:
-            sections = tl.cdiv(steps, section)
-            h = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-            at = source
-            for index in range(1, sections):
-                corner = at * E + block * BLOCK_E
-                B_at = None
-                if B is not None:
-                    B_at = B + at * N + n
-                h = replay(
-                    h, u + corner, dt + corner, B_at, A_block, bias, live, saved, place,
-                    section + CHUNK, lane, stride_e, stride_n, e, E, n, N,
-                    False, SOFTPLUS, CHUNK, GROUP, PLACE, PACKED, EVEN,
-                )  # fmt: skip
-                tl.store(starts_at + index * PLACE + place, packed(h) if PACKED else h)
-                at += section * stride.to(tl.int64)
+        chunks = tl.cdiv(steps, CHUNK)
+        first = (chunks - 1) * CHUNK  # step of the chunk at hand, from the last to the first
+        corner = source * E + block * BLOCK_E
+        u_at = u + corner + lane
+        dt_at = dt + corner + lane
+        last = first * stride_e.to(tl.int64)
+        us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
+        dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
+        dy_at = dy + (y_token * E + first * stride_y) + e
+        dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
+        B_at = None
+        if B is not None:
+            B_at = B + source * N + n
+        replay(
+            u + corner, dt + corner, B_at, A_block, bias, live, saved, place, steps,
+            lane, stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
+            PACKED, FETCH, EVEN,
+        )  # fmt: skip
+        u_at += last
+        dt_at += last
+        du_at = du + (row * E + last) + e
+        ddt_at = ddt + (row * E + last) + e
+        at_n = (source + first * stride.to(tl.int64)) * N
+        share_n = (row - source) * N  # from there to the gradients' slab
+        at_z = token + first * stride.to(tl.int64)
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-        for turn in range(sections):  # from the last to the first
-            begun = 0
-            h = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-            if SECTIONS:
-                begun = (sections - 1 - turn) * section
-                steps = tl.minimum(length_of_line - begun, section)
-                start = tl.load(starts_at + (sections - 1 - turn) * PLACE + place)
-                tl.store(saved + place, start)
-                h = unpacked(start) if PACKED else start
-            moved = begun * stride.to(tl.int64)
-            chunks = tl.cdiv(steps, CHUNK)
-            first = (chunks - 1) * CHUNK  # step of the chunk at hand, from the last to the first
-            corner = (source + moved) * E + block * BLOCK_E
-            u_at = u + corner + lane
-            dt_at = dt + corner + lane
-            last = first * stride_e.to(tl.int64)
-            us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
-            dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
-            dy_at = dy + (y_token * E + (begun + first) * stride_y) + e
-            dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
-            B_at = None
+        state_at = saved + (chunks - 1) * PLACE
+        B_rows = None
+        C_rows = None
+        if AHEAD:
             if B is not None:
-                B_at = B + (source + moved) * N + n
-            replay(
-                h, u + corner, dt + corner, B_at, A_block, bias, live, saved, place, steps,
-                lane, stride_e, stride_n, e, E, n, N, True, SOFTPLUS, CHUNK, GROUP, PLACE,
-                PACKED, EVEN,
-            )  # fmt: skip
-            u_at += last
-            dt_at += last
-            du_at = du + ((row + moved) * E + last) + e
-            ddt_at = ddt + ((row + moved) * E + last) + e
-            at_n = (source + moved + first * stride.to(tl.int64)) * N
-            at_z = token + moved + first * stride.to(tl.int64)
-            state_at = saved + (chunks - 1) * PLACE
-            B_rows = None
-            C_rows = None
-            if AHEAD:
-                if B is not None:
-                    B_rows = load_rows(B + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
-                if C is not None:
-                    C_rows = load_rows(C + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
-            tl.debug_barrier()
-            state = tl.load(state_at + place)
-            for _ in range(chunks):
-                alive = tl.minimum(steps - first, CHUNK)
-                first -= CHUNK
-                # The chunk that comes next; before the line's first there is none.
-                back = tl.where(first >= 0, CHUNK, 0)
-                u_at -= back * stride_e
-                dt_at -= back * stride_e
-                dy_at -= back * stride_y
-                xs = floats(us)
-                raw = floats(dts)
-                g_outs = floats(dys)
-                if not AHEAD:
-                    state = tl.load(state_at + place)
-                h = unpacked(state) if PACKED else state
-                back_n = at_n - back * stride_n
-                Bs = None
-                dB_at = None
-                if B is not None:
-                    dB_at = dB + ((at_n + share_n) * blocks + block * N)
-                    if AHEAD:
-                        Bs = tl.split(B_rows)
-                        B_rows = load_rows(B + back_n, stride_n, N, back, PADDED_N, CHUNK)
-                    else:
-                        Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
-                Cs = None
-                dC_at = None
-                if C is not None:
-                    dC_at = dC + ((at_n + share_n) * blocks + block * N)
-                    if AHEAD:
-                        Cs = tl.split(C_rows)
-                        C_rows = load_rows(C + back_n, stride_n, N, back, PADDED_N, CHUNK)
-                    else:
-                        Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+                B_rows = load_rows(B + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
+            if C is not None:
+                C_rows = load_rows(C + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
+        if FETCH:
+            lines_at = dy + (y_token * E + block * BLOCK_E), u + corner, dt + corner
+            far, far_step = far_rows(
+                lines_at, (stride_y, stride_e, stride_e), first - FETCHED * CHUNK, CHUNK
+            )
+        tl.debug_barrier()
+        state = tl.load(state_at + place)
+        for _ in range(chunks):
+            alive = tl.minimum(steps - first, CHUNK)
+            if FETCH:
+                fetch(far, (tl.arange(0, 32) < 3 * CHUNK) & (first >= FETCHED * CHUNK))
+                far -= far_step
+            first -= CHUNK
+            # The chunk that comes next; before the line's first there is none.
+            back = tl.where(first >= 0, CHUNK, 0)
+            u_at -= back * stride_e
+            dt_at -= back * stride_e
+            dy_at -= back * stride_y
+            xs = floats(us)
+            raw = floats(dts)
+            g_outs = floats(dys)
+            if not AHEAD:
+                state = tl.load(state_at + place)
+            h = unpacked(state) if PACKED else state
+            back_n = at_n - back * stride_n
+            Bs = None
+            dB_at = None
+            if B is not None:
+                dB_at = dB + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
-                    state_at -= back // CHUNK * PLACE
-                    state = tl.load(state_at + place)
+                    Bs = tl.split(B_rows)
+                    B_rows = load_rows(B + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
-                    state_at -= PLACE
-                us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
-                dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, EVEN)
-                dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, EVEN)
-                sizes, decays, states = recompute(
-                    h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, EVEN
-                )
-                tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
-                p, dA_sum, dD_sum, dbias_sum = consume(
-                    p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
-                    A_block, skip, bias, live, ones, z, at_z, dz, du_at, ddt_at,
-                    dB_at, dC_at, stride, stride_e, stride_n * blocks,
-                    e, E, n, N, alive, z_stride, scale, ADD,
-                    LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_PRODUCT, CHUNK, EVEN,
-                )  # fmt: skip
-                du_at -= CHUNK * stride_e
-                ddt_at -= CHUNK * stride_e
-                at_n -= CHUNK * stride_n
-                at_z -= CHUNK * stride
-            tl.debug_barrier()
+                    Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+            Cs = None
+            dC_at = None
+            if C is not None:
+                dC_at = dC + ((at_n + share_n) * blocks + block * N)
+                if AHEAD:
+                    Cs = tl.split(C_rows)
+                    C_rows = load_rows(C + back_n, stride_n, N, back, PADDED_N, CHUNK)
+                else:
+                    Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+            if AHEAD:
+                state_at -= back // CHUNK * PLACE
+                state = tl.load(state_at + place)
+            else:
+                state_at -= PLACE
+            us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
+            dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, EVEN)
+            dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, EVEN)
+            sizes, decays, states = recompute(
+                h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, EVEN
+            )
+            tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
+            p, dA_sum, dD_sum, dbias_sum = consume(
+                p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
+                A_block, skip, bias, live, ones, z, at_z, dz, du_at, ddt_at,
+                dB_at, dC_at, stride, stride_e, stride_n * blocks,
+                e, E, n, N, alive, z_stride, scale, ADD,
+                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_PRODUCT, CHUNK, EVEN,
+            )  # fmt: skip
+            du_at -= CHUNK * stride_e
+            ddt_at -= CHUNK * stride_e
+            at_n -= CHUNK * stride_n
+            at_z -= CHUNK * stride
+        tl.debug_barrier()
         segment += 1
         k += tl.where(segment == segments, 1, 0)
         segment = tl.where(segment == segments, 0, segment)
