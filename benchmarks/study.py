@@ -2,7 +2,7 @@
 
     python benchmarks/study.py all --output DIR              # all that DIR/runs.csv does not have
     python benchmarks/study.py all --recipe study_small --output DIR --at-once 3
-    python benchmarks/study.py best --variant hier_112 --minutes 7 --output DIR
+    python benchmarks/study.py best --variant hier_56 --minutes 7 --output DIR
     python benchmarks/study.py best --no-test --set optim.lr=3e-3 --minutes 2 --output DIR
     python benchmarks/study_plot.py DIR                      # tables and pictures
 
@@ -274,7 +274,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     best = commands.add_parser("best", help="the best V2M, in a given time")
     best.set_defaults(run=run_best)
     add = best.add_argument
-    add("--variant", choices=BEST, default="hier_112")
+    add("--variant", choices=BEST, default="hier_56")
     add(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings than the recipe's"
     )
