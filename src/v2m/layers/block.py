@@ -26,9 +26,10 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = self.weight.dtype
-        if self.lower and torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype, device = self.weight.dtype, x.device.type
+        lowered = self.lower and dtype != torch.float64 and not x.is_meta
+        if lowered and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         return rms_norm(x, self.weight, self.eps, dtype)
 
     def extra_repr(self) -> str:
