@@ -71,6 +71,20 @@ class Setting:
         }  # fmt: skip
 
 
+def replayed(function: Callable[[], object]) -> Callable[[], None]:
+    """The function as a CUDA graph. It has run before, so that all is compiled."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
 def floor_ms(tokens: int, *, backward: bool, scans: int = 1) -> float:
     """The larger of the bytes of a scan and its exponentials, E 384 and N 16, 16 bits.
 

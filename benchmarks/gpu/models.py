@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import timm
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import v2m
 from v2m.models.registry import MODELS
 
-from .measure import Item, Row, Setting
+from .measure import Item, Row, Setting, replayed
 
 TINY, SMALL, HIER = "v2m_tiny_patch16_224", "v2m_small_patch16_224", "v2m_hier_small_224"
 DEIT_T, DEIT_S = "deit_tiny_patch16_224", "deit_small_patch16_224"
@@ -90,25 +90,12 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
     return torch.compile(model, dynamic=False)
 
 
-def replayed(function: Callable[[], object]) -> Callable[[], None]:
-    """The function as a CUDA graph. It has run before, so that all is compiled."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
-
-
 def _label(work: str, name: str, way: str, batch: int, shape: tuple) -> Row:
     return {"workload": work, "contestant": name, "way": way, "batch": batch, "size": shape[-1]}
 
 
 def inference(setting: Setting, name: str, way: str, size: int, batch: int) -> Iterator[Row]:
+    before = _allocated(setting)
     model, shape = build(name, setting, size)
     model.eval()
     batch = _batch(setting, way, batch)
@@ -126,11 +113,12 @@ def inference(setting: Setting, name: str, way: str, size: int, batch: int) -> I
     if setting.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     time = setting.milliseconds(call, 200)
-    yield _label("inference", name, way, batch, shape) | _rate(setting, batch, time)
+    yield _label("inference", name, way, batch, shape) | _rate(setting, way, batch, time, before)
 
 
 def training(setting: Setting, name: str, way: str, size: int | None, batch: int) -> Iterator[Row]:
     """Forward, backward and AdamW, bfloat16 by autocast."""
+    before = _allocated(setting)
     model, shape = build(name, setting, size)
     model.train()
     batch = _batch(setting, way, batch)
@@ -157,7 +145,7 @@ def training(setting: Setting, name: str, way: str, size: int | None, batch: int
         torch.cuda.reset_peak_memory_stats()
     time = setting.milliseconds(call, 300 if size else 150)
     work = "training" if size else "registered"
-    yield _label(work, name, way, batch, shape) | _rate(setting, batch, time)
+    yield _label(work, name, way, batch, shape) | _rate(setting, way, batch, time, before)
 
 
 def _batch(setting: Setting, way: str, batch: int) -> int:
@@ -165,8 +153,13 @@ def _batch(setting: Setting, way: str, batch: int) -> int:
     return 2 if setting.tiny or (setting.dry and "compiled" not in way) else batch
 
 
-def _rate(setting: Setting, batch: int, time: float) -> Row:
+def _allocated(setting: Setting) -> int:
+    return 0 if setting.device == "cpu" else torch.cuda.memory_allocated()
+
+
+def _rate(setting: Setting, way: str, batch: int, time: float, before: int) -> Row:
+    """before: bytes that were allocated already. The pool of a graph is in no statistic."""
     row: Row = {"ms": time, "images_per_second": 1e3 * batch / time}
-    if setting.device != "cpu":
-        row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    if setting.device != "cpu" and "graph" not in way:
+        row["memory_gb"] = (torch.cuda.max_memory_allocated() - before) / 1e9
     return row

@@ -206,8 +206,8 @@ def fashion_mnist() -> TrainConfig:
 
     Command: `v2m train --recipe fashion_mnist --output runs/fashion_mnist`
     Hardware: one GPU.
-    Time: see docs/results.md.
-    Result: see docs/results.md.
+    Time: 4.6 minutes for 75 epochs by that command.
+    Result: 94.82 % top-1 on the test images after them (docs/results.md).
     """
     variant = BEST["hier_56"]
     keywords = {key: value for key, value in variant.keywords.items() if key != "img_size"}
