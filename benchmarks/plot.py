@@ -61,7 +61,9 @@ def speed(work: str, name: str, size: int = 224, batch: int = 128) -> Callable[[
 
 def memory(name: str) -> Callable[[Rows], str | None]:
     def reached(rows: Rows) -> str | None:
-        row = best(rows, "memory_gb", workload="training", contestant=name, size="224")
+        found = [r for r in rows if r["workload"] == "training" and r["contestant"] == name]
+        found = [r for r in found if r["size"] == "224" and r["memory_gb"]]
+        row = min(found, key=lambda r: float(r["memory_gb"]), default=None)
         return row and f"{float(row['memory_gb']):.2f} GB, {row['way']}"
 
     return reached
