@@ -127,6 +127,15 @@ def test_errors(hierarchical, tmp_path):
         from_directory(tmp_path)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 300), (3, 300, 2)], ids=str)
+def test_an_image_that_would_vanish_is_refused(hierarchical, shape):
+    model = detector(hierarchical).eval()
+    with pytest.raises(InputError, match=r"less than a pixel.*`max_size` 128"):
+        model([torch.rand(shape)])
+    with torch.no_grad():
+        assert len(model([torch.rand(3, 4, 400)])) == 1  # one pixel is left
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -66,6 +66,8 @@ def test_what_create_model_is_asked_for():
         v2m.create_model(5)
     with pytest.raises(InputError, match="`out_indices` chooses feature maps: pass features_only"):
         v2m.create_model("v2m_nano_patch4_28", out_indices=(0, 1))
+    with pytest.raises(InputError, match="got 'a'"):
+        v2m.create_model("v2m_nano_patch4_28", features_only=True, out_indices="a")
 
 
 def test_configurations_are_frozen_and_by_keyword():

@@ -69,13 +69,30 @@ class Detector(DenseModel):
         Args:
             targets: per image "boxes" (n, 4), "labels" (n,) from 0 and, for masks, "masks"
                 (n, H, W) of 0 and 1; n may be 0.
+
+        Raises:
+            InputError: in evaluation mode, an image that is too long for its width.
         """
         if targets is not None:
             targets = [{**target, "labels": target["labels"] + 1} for target in targets]
+        if not self.training:
+            for image in images:
+                self._check_shape(*image.shape[-2:])
         result = self.network(list(images), targets)
         if self.training:
             return result
         return [{**found, "labels": found["labels"] - 1} for found in result]
+
+    def _check_shape(self, height: int, width: int) -> None:
+        """InputError for an image of which nothing would be left at the size it is resized to."""
+        short, long = sorted((height, width))
+        scale = min(self.config.min_size / max(short, 1), self.config.max_size / max(long, 1))
+        if short * scale < 1:
+            raise InputError(
+                f"an image of {height} x {width} pixels would be less than a pixel wide at the"
+                f" size it is looked at, `max_size` {self.config.max_size} for its longer side: cut"
+                " it into pieces."
+            )
 
 
 def _network(config: DetectorConfig, backbone: DetectionBackbone) -> FasterRCNN:

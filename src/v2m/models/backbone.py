@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         count = len(self.layers)
         try:
             return feature_take_indices(count, indices)
-        except AssertionError as error:
+        except (AssertionError, TypeError) as error:
             raise InputError(
                 f"`indices` (timm's `out_indices`) must be a number of maps from 1 to {count} or"
                 f" indices from -{count} to {count - 1}; got {indices!r}."
