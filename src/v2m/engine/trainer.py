@@ -127,6 +127,7 @@ def _run(
             reporter.message(f"the run in {run.path} is finished already")
     if ranks.first:
         _report(session, run, reporter, finished)
+    ranks.barrier()  # torchrun ends all when one fails at its exit: not before this is written
     return finished
 
 
