@@ -5,8 +5,10 @@ all states of one channel in registers, and two products a group of 8 states add
 The first takes the values, in bfloat16, for its right operand, where a lane has four elements of
 column lane // 4: its left operand is ones wherever the element's state is the row's, so that row n
 of the result is state n, summed over the four lanes of a column. That lies in the registers as a
-left operand does, and the second product, with ones, sums over the columns. (Where a lane's
-elements lie: PTX ISA, fragments of `mma.m16n8k16` and `mma.m16n8k8`.)
+left operand does, and the second product, with ones, sums over the columns: as its operand a row's
+odd columns are those of the row 8 below, so the two are added, and since the rows 8 to 15 repeat
+the others, each counts half. (Where a lane's elements lie: PTX ISA, fragments of `mma.m16n8k16`
+and `mma.m16n8k8`.)
 """
 
 # Tuples of tensors grow by +: the kernel language has no star.
