@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from v2m.errors import InputError
 from v2m.ops import eager, reference, use_backend
 from v2m.ops.core import Direction, PassWeights, Sweep, mixer_core
 from v2m.ops.rms_norm import rms_norm
@@ -205,6 +206,21 @@ def count_launches(kernel: str) -> int:
     from v2m.ops.triton.launch import TILES
 
     return len(TILES[kernel])
+
+
+def rows_too_long(most: int) -> str:
+    """What the backward says of a grid with rows of `most` elements, if that were too many."""
+    from v2m.ops.triton import launchers
+
+    usual, launchers.MOST_STEP = launchers.MOST_STEP, most
+    try:
+        scan_errors((1, 3, most // 4, 4), 2, 2, False, None, ("B", "C"))  # along the rows
+        scan_errors((1, 3, most // 4, 4), 2, 1, False, None, ("B", "C"))
+    except InputError as error:
+        return str(error)
+    finally:
+        launchers.MOST_STEP = usual
+    return ""
 
 
 def norm_errors(shape, dtype=torch.float32, result=None, device="cpu") -> dict[str, tuple]:

@@ -27,6 +27,17 @@ def test_rms_norm_of_large_values_is_computed_in_float32(dtype):
     assert RMSNorm(8)(torch.full((1, 8), 300.0, dtype=dtype)).dtype == torch.float32
 
 
+def test_rms_norm_lowered_is_what_a_linear_layer_makes_of_it():
+    norm, lowered = RMSNorm(8), RMSNorm(8, lower=True)
+    x = torch.randn(3, 8)
+    assert torch.equal(lowered(x), norm(x))
+    assert lowered.to("meta")(x.to("meta")).dtype == torch.float32
+    lowered = RMSNorm(8, lower=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lowered(x), norm(x).bfloat16())
+        assert lowered.double()(x.double()).dtype == torch.float64
+
+
 def test_reset_gives_ones():
     norm = RMSNorm(8)
     nn.init.zeros_(norm.weight)

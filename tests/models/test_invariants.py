@@ -245,6 +245,17 @@ def test_bf16_autocast(name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["v2m_nano_patch4_28", "vim_tiny_patch16_224"])
+def test_the_residual_lies_in_one_piece(name):
+    """Not with the strides of the patches' convolution: each layer would have to copy it."""
+    model, seen = small(name).eval(), []
+    for block in model.layers:
+        block.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+    model(images_for(model, 2, (64, 64)))
+    assert seen
+    assert all(x.is_contiguous() for x in seen)
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_residual_stays_in_float32(name):
     model = small(name).to(torch.bfloat16).eval()

@@ -114,6 +114,11 @@ def test_lines_of_many_chunks(interpreter, shape, window, reverse):
     triton_cases.assert_accurate(errors)
 
 
+def test_rows_whose_strides_pass_32_bits_are_refused(interpreter):
+    message = interpreter(triton_cases.rows_too_long, 24)
+    assert "fewer than 2^28 elements in a row; got 6 tokens of 4 channels" in message
+
+
 def test_few_states_and_lines_of_seven(interpreter):
     errors = interpreter(triton_cases.scan_errors, (2, 7, 2, 32), 1, 1, True, None, ("C", "D"))
     triton_cases.assert_accurate(errors)

@@ -14,7 +14,7 @@ from torch import Tensor
 from v2m.errors import InputError
 
 SCRATCH_BYTES = 2**31  # the most that the checkpoints of a backward may take
-LONG = 32  # steps, from which on a line is long
+LONG = 32  # a line of more steps than this is long
 MOST_STEP = 2**28  # elements from one step of a scan's backward to the next: a few fit in 32 bits
 
 

@@ -201,20 +201,16 @@ def _plan_backward(
         packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
         places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
-        registers = chosen.registers or (255 if states >= 8 else 168)
-        programs = balanced(lines["segments"] * len(members), blocks, 4 * size, registers, device)
+        programs = balanced(lines["segments"] * len(members), blocks, 4 * size, states, device)
         launches.append(
             _BackwardLaunch(scan, members, chosen, lines, packed, places, programs, programs * size)
         )
     return launches
 
 
-def balanced(lines: int, blocks: int, scratch: int, registers: int, device) -> int:
-    """Programs that share the lines evenly, all on the device at once.
-
-    scratch: bytes of one; registers: of a thread.
-    """
-    resident = 2048 // (registers + 1) * processors(device)
+def balanced(lines: int, blocks: int, scratch: int, states: int, device) -> int:
+    """Programs that share the lines evenly, all on the device at once; scratch: bytes of one."""
+    resident = (8 if states >= 8 else 12) * processors(device)
     most = max(1, min(lines, resident // blocks, SCRATCH_BYTES // scratch))
     return triton.cdiv(lines, triton.cdiv(lines, most))
 
@@ -300,11 +296,10 @@ def project_backward(
     tiles = min(triton.cdiv(tokens, rows), max(1, 16 * processors(device) // (blocks * tile.warps)))
     shares = torch.empty(sources * tiles, width + 1, channels, dtype=torch.float32, device=device)
     z, z_stride, dz, dy, y = gate or (None, 0, None, None, None)
-    bits = {name.upper(): value for name, value in _scan_bits(scans).items()}
     conv_backward_kernel[tiles, blocks](
         du, x, weights.conv_weight, z, dy, y, dx, dz, shares,
         tokens, channels, grid.height, grid.width, x_stride, z_stride,
-        COUNT=sources, SCANS=count, **bits, LEAST_GATE=least_gate(dtype), WIDTH=width,
+        COUNT=sources, SCANS=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
         BLOCK_T=rows, BLOCK_E=tile.channels, **tile.options,
     )  # fmt: skip
     conv_weight, conv_bias = finish(shares, width)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scan import sigmoid, softplus, softplus_in_16_bits
+from .scan import sigmoid, step_size
 
 GRID_SIZES = ["tokens", "height", "width", "sources", "downs", "reverses"]
 
@@ -121,7 +121,7 @@ def project_kernel(
         mask_e = e < E
         w = tl.load(dt_proj + e[None, :] * R + r[:, None], mask_r[:, None] & mask_e[None, :], 0.0)
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
-        size = tl.dot(low, w.to(dtype), input_precision=PRECISION) + bias[None, :]
-        size = softplus(size) if dtype == tl.float32 else softplus_in_16_bits(size)
+        size = tl.dot(low, w.to(dtype), input_precision=PRECISION)
+        size = step_size(size, bias[None, :], 1 if dtype == tl.float32 else 2)
         mask_te = mask_t[:, None] & mask_e[None, :]
         tl.store((dt + row_out * E + first) + tile_out, size.to(dtype), mask_te)

@@ -147,11 +147,11 @@ def project_backward_kernel(
 def conv_backward_kernel(
     d_out, x, conv_weight, z, dy, y, dx, dz, partial,
     tokens, E, height, width, x_stride, z_stride,
+    sources: tl.constexpr,  # known when compiled, so that no load waits for a branch
+    downs: tl.constexpr,
+    reverses: tl.constexpr,
     COUNT: tl.constexpr,
     SCANS: tl.constexpr,
-    SOURCES: tl.constexpr,
-    DOWNS: tl.constexpr,
-    REVERSES: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -202,10 +202,10 @@ def conv_backward_kernel(
             for _ in tl.static_range(WIDTH):
                 later = later + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)
             for scan in tl.static_range(SCANS):
-                if (SOURCES >> (4 * scan)) & 15 == source:
+                if (sources >> (4 * scan)) & 15 == source:
                     position, length, stride = scan_position(
                         grid_row, grid_column, height, width,
-                        (DOWNS >> scan) & 1 == 1, (REVERSES >> scan) & 1 == 1,
+                        (downs >> scan) & 1 == 1, (reverses >> scan) & 1 == 1,
                     )  # fmt: skip
                     ahead = length - position
                     moved = (scan * tokens.to(tl.int64) + start) * E + first

@@ -26,7 +26,8 @@ import triton
 import triton.language as tl
 
 from .channel_sums import picks, store_channel_sum
-from .chunks import far_rows, fetch, floats, load_rows, load_steps, packed, unpacked
+from .chunks import far_rows, fetch, floats, load_rows, load_steps, unpacked
+from .replay import replay
 from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
 
@@ -38,92 +39,6 @@ def softplus_slope(dt):
 
 
 FETCHED = tl.constexpr(3)  # chunks ahead that the walk backwards fetches
-
-
-@triton.jit
-def replay_steps(
-    h, saved, xs, raw, Bs, next_B, left, A_block, bias, live, place, stride_n, n, N,
-    MORE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PLACE: tl.constexpr,
-    PACKED: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """Some steps of `replay`: the state behind them, and where it was saved.
-
-    xs, raw, Bs: their rows. MORE: rows of B at next_B, as many, take the place of those used.
-    """
-    next_Bs = ()
-    for j in tl.static_range(len(xs)):
-        step = step_size(raw[j], bias, SOFTPLUS)
-        B_now = live
-        if next_B is not None:
-            B_now = Bs[j].to(tl.float32)[None, :]
-            if MORE:
-                next_Bs = next_Bs + load_steps(next_B + j * stride_n, 0, n, N, left - j, 1, EVEN)
-        h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
-        if j % CHUNK == CHUNK - 1:
-            saved += PLACE
-            if PACKED:
-                tl.store(saved + place, packed(h))
-            else:
-                tl.store(saved + place, h)
-    return h, saved, next_Bs
-
-
-@triton.jit
-def replay(
-    u, dt, B, A_block, bias, live, saved, place, steps,
-    lane, stride_e, stride_n, e, E, n, N,
-    SOFTPLUS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    GROUP: tl.constexpr,
-    PLACE: tl.constexpr,
-    PACKED: tl.constexpr,
-    FETCH: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """Walk a line forwards and save the state after every chunk but the last.
-
-    u, dt: pointers to the block's first channel in the line's first row, B: to that row; saved: to
-    the state before it, and place: where its elements lie from there. A line is touched here
-    first, in the slowest memory, so its rows are loaded GROUP chunks ahead, and fetched two such
-    groups before that.
-    """
-    STEPS: tl.constexpr = CHUNK * GROUP
-    h = tl.zeros(A_block.shape, tl.float32)
-    groups = tl.cdiv(steps - CHUNK, STEPS)
-    if groups > 0:
-        us = load_steps(u + lane, stride_e, e, E, steps, STEPS, EVEN)
-        dts = load_steps(dt + lane, stride_e, e, E, steps, STEPS, EVEN)
-        Bs = ()
-        if B is not None:
-            Bs = load_steps(B, stride_n, n, N, steps, STEPS, EVEN)
-        if FETCH:
-            far, far_step = far_rows((u, dt), (stride_e, stride_e), 3 * STEPS, STEPS)
-        for g in range(1, groups):
-            xs = floats(us)
-            raw = floats(dts)
-            left = steps - g * STEPS
-            u += STEPS * stride_e
-            dt += STEPS * stride_e
-            if FETCH:
-                later = 2 * STEPS + tl.arange(0, 32) % STEPS
-                fetch(far, (tl.arange(0, 32) < 2 * STEPS) & (later < left))
-                far += far_step
-            if B is not None:
-                B += STEPS * stride_n
-            us = load_steps(u + lane, stride_e, e, E, left, STEPS, EVEN)
-            dts = load_steps(dt + lane, stride_e, e, E, left, STEPS, EVEN)
-            h, saved, Bs = replay_steps(
-                h, saved, xs, raw, Bs, B, left, A_block, bias, live, place, stride_n, n, N,
-                True, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
-            )  # fmt: skip
-        replay_steps(
-            h, saved, floats(us), floats(dts), Bs, B, 0, A_block, bias, live, place, stride_n, n, N,
-            False, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
-        )  # fmt: skip
 
 
 @triton.jit
