@@ -13,11 +13,11 @@ from v2m.errors import InputError
 
 from ..core import Direction, PassWeights, distinct_sweeps
 from . import launchers
-from .finish import decays
 from .gate import least_gate
 from .launch import Scan, grid_of, on_device, token_rows
 from .launchers import Gate, ScanInputs
 from .norm import rms_norm_backward, rms_norm_forward
+from .prepare import prepare, rates
 
 __all__ = [
     "core_backward", "core_forward", "rms_norm_backward", "rms_norm_forward", "scan_backward",
@@ -100,8 +100,7 @@ def _several(u, dt, A, B, C, D, dt_bias, scans) -> tuple[ScanInputs, list[Scan]]
     u, dt, D, dt_bias = (x.contiguous() for x in (u, dt, D, dt_bias))
     B, C = (None if x is None else x.contiguous() for x in (B, C))
     listed = [Scan(source, *sweep, mirror) for source, sweep, mirror in scans]
-    rates = decays(A, is_log=False)
-    return ScanInputs(u, dt, rates, B, C, D, dt_bias, None, 0, softplus=True), listed
+    return ScanInputs(u, dt, rates(A), B, C, D, dt_bias, None, 0, softplus=True), listed
 
 
 def _by_source(slabs: Tensor, scans: list[Scan], sources: int) -> Tensor:
@@ -130,10 +129,13 @@ def core_forward(
     with on_device(u):
         x, x_stride = token_rows(u)
         gate, z_stride = token_rows(z)
-        inputs, _ = _pass_inputs(x, x_stride, gate, z_stride, first, grid, scans1, True, False)
+        prepared = prepare(first, second, u.dtype)
+        inputs, _ = _pass_inputs(
+            x, x_stride, gate, z_stride, first, prepared[0], grid, scans1, True, False
+        )
         launchers.scan_forward(inputs, grid, scans1, y1, summed=False)
         inputs, _ = _pass_inputs(
-            y1, grid.channels, gate, z_stride, second, grid, scans2, False, False
+            y1, grid.channels, gate, z_stride, second, prepared[1], grid, scans2, False, False
         )
         launchers.scan_forward(inputs, grid, scans2, y, summed=True, scale=2 / len(directions))
     return y, y1
@@ -160,8 +162,9 @@ def core_backward(
         dy = dy.contiguous()
         x, x_stride = token_rows(u)
         z, z_stride = token_rows(z)
+        prepared = prepare(first, second, u.dtype)
         inputs, low_rank = _pass_inputs(
-            y1, grid.channels, z, z_stride, second, grid, scans2, False, True
+            y1, grid.channels, z, z_stride, second, prepared[1], grid, scans2, False, True
         )
         if any(scan.mirror for scan in scans2):
             grads = launchers.scan_backward(
@@ -176,36 +179,42 @@ def core_backward(
             )
             before = Gate(z, z_stride, dz, dy, y)
         dy1, dsecond = _weight_gradients(
-            grads, y1, grid.channels, low_rank, second, grid, scans2, len(scans1), before
-        )
+            grads, y1, grid.channels, low_rank, second, prepared[1], grid, scans2, len(scans1),
+            before,
+        )  # fmt: skip
         del grads
-        inputs, low_rank = _pass_inputs(x, x_stride, z, z_stride, first, grid, scans1, True, True)
+        inputs, low_rank = _pass_inputs(
+            x, x_stride, z, z_stride, first, prepared[0], grid, scans1, True, True
+        )
         inputs = inputs._replace(z=None)
         grads = launchers.scan_backward(dy1, inputs, grid, scans1, None, dy_slots=True, of_log=True)
-        du, dfirst = _weight_gradients(grads, x, x_stride, low_rank, first, grid, scans1, 1, None)
+        du, dfirst = _weight_gradients(
+            grads, x, x_stride, low_rank, first, prepared[0], grid, scans1, 1, None
+        )
     return du.view(u.shape), dz, dfirst, dsecond
 
 
 def _weight_gradients(
-    grads, x, x_stride, low_rank, weights, grid, scans, sources, gate
+    grads, x, x_stride, low_rank, weights, prepared, grid, scans, sources, gate
 ) -> tuple[Tensor, PassWeights]:
     """Gradients of a pass's input, (sources, tokens, E), and weights."""
     dprojected = grads.dC if grads.dB is None else grads.dB
     dx, (conv_weight, conv_bias, x_proj, dt_proj) = launchers.project_backward(
-        x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, grid, scans, sources, gate
-    )
+        x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, prepared, grid, scans,
+        sources, gate,
+    )  # fmt: skip
     found = PassWeights(conv_weight, conv_bias, x_proj, dt_proj, grads.ddt_bias, grads.dA, grads.dD)
     return dx, PassWeights(*(grad.to(weight.dtype) for grad, weight in zip(found, weights)))
 
 
-def _pass_inputs(x, x_stride, z, z_stride, weights, grid, scans, is_first, save):
+def _pass_inputs(x, x_stride, z, z_stride, weights, prepared, grid, scans, is_first, save):
     """The scans' operands from a pass's input, and the low-rank projection if it is to be saved."""
     u, dt, projected, low_rank = launchers.project(
-        x, x_stride, weights, grid, scans, x.dtype, save=save
+        x, x_stride, weights, prepared, grid, scans, save=save
     )
     B, C = (projected, None) if is_first else (None, projected)
     inputs = ScanInputs(
-        u, dt, decays(weights.A_log, is_log=True), B, C, weights.D, None, z, z_stride,
+        u, dt, prepared.rates, B, C, weights.D, None, z, z_stride,
         softplus=False, softplus_done=True, least_gate=least_gate(u.dtype),
     )  # fmt: skip
     return inputs, low_rank
@@ -217,8 +226,7 @@ def _scan_inputs(u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
     B, C = (None if x is None else x.contiguous() for x in (B, C))
     z, z_stride = (None, 0) if z is None else token_rows(z)
     D, dt_bias = (None if x is None else x.contiguous() for x in (D, dt_bias))
-    rates = decays(A, is_log=False)
-    inputs = ScanInputs(u, dt, rates, B, C, D, dt_bias, z, z_stride, softplus=softplus)
+    inputs = ScanInputs(u, dt, rates(A), B, C, D, dt_bias, z, z_stride, softplus=softplus)
     return inputs, Scan(0, axis, reverse, window or 0)
 
 

@@ -1,7 +1,4 @@
-"""What precedes and follows the big kernels: decay rates, and the second stage of every reduction.
-
-Small work, so what counts is the number of launches.
-"""
+"""The second stage of every reduction. Small work, so what counts is the number of launches."""
 
 from __future__ import annotations
 
@@ -10,32 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device, padded
-from .scan import LN2, LOG2E
-
-
-@triton.jit
-def decay_kernel(a, out, E, N, IS_LOG: tl.constexpr, PADDED_N: tl.constexpr, BLOCK_E: tl.constexpr):
-    """out: (N, E) float32, A log2(e); a: (E, N), A or, if IS_LOG, log(-A)."""
-    e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    n = tl.arange(0, PADDED_N)[:, None]
-    mask = (e < E)[None, :] & (n < N)
-    value = tl.load(a + e[None, :] * N + n, mask, 0.0).to(tl.float32)
-    if IS_LOG:
-        value = -tl.exp2(value * LOG2E)
-    tl.store(out + n * E + e[None, :], value * LOG2E, mask)
-
-
-def decays(a: Tensor, *, is_log: bool) -> Tensor:
-    """(E, N) decay rates, or the logarithms of their sizes, as the scans take them: (N, E)."""
-    channels, states = a.shape
-    out = torch.empty(states, channels, dtype=torch.float32, device=a.device)
-    with on_device(a):
-        decay_kernel[(triton.cdiv(channels, 128),)](
-            a.detach().contiguous(), out, channels, states, IS_LOG=is_log,
-            PADDED_N=padded(states), BLOCK_E=128, num_warps=2,
-        )  # fmt: skip
-    return out
+from .scan import LN2
 
 
 @triton.jit(do_not_specialize=["parts", "rows", "turned"])

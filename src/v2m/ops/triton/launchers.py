@@ -26,6 +26,7 @@ from .launch import (
     processors,
     speaks_ptx,
 )
+from .prepare import Prepared
 from .project import project_kernel
 from .project_backward import (
     conv_backward_kernel,
@@ -215,24 +216,29 @@ def balanced(lines: int, blocks: int, scratch: int, states: int, device) -> int:
     return triton.cdiv(lines, triton.cdiv(lines, most))
 
 
-def project(x: Tensor, x_stride: int, weights, grid: Grid, scans: list[Scan], dtype, *, save: bool):
+def project(
+    x: Tensor, x_stride: int, weights, prepared: Prepared, grid: Grid, scans: list[Scan], *, save
+):
     """Scan inputs of a pass from its input x (sources, tokens, E), rows x_stride apart.
 
-    Returns u, dt (S, tokens, E), B or C (S, tokens, N) in float32, low rank (S, tokens, R) or None.
+    Returns u, dt (S, tokens, E), B or C (S, tokens, N) in float32, and if they are to be saved, low
+    rank (S, tokens, padded R), else None.
     """
     count, tokens, channels = len(scans), grid.tokens, grid.channels
-    states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
-    u, dt = (torch.empty(count, tokens, channels, dtype=dtype, device=x.device) for _ in "ud")
-    projected = torch.empty(count, tokens, states, dtype=torch.float32, device=x.device)
-    low_rank = torch.empty(count, tokens, rank, dtype=dtype, device=x.device) if save else None
+    states, dtype, device = weights.A_log.shape[1], x.dtype, x.device
+    pads = _pads(prepared)
+    u, dt = (torch.empty(count, tokens, channels, dtype=dtype, device=device) for _ in "ud")
+    projected = torch.empty(count, tokens, states, dtype=torch.float32, device=device)
+    low_rank = None
+    if save:
+        low_rank = torch.empty(count, tokens, pads["PADDED_R"], dtype=dtype, device=device)
     tile = pick("project")
     project_kernel[triton.cdiv(tokens, tile.tokens), count](
-        x, weights.conv_weight, weights.conv_bias, weights.x_proj, weights.dt_proj,
+        x, weights.conv_weight, weights.conv_bias, prepared.x_proj, prepared.dt_proj,
         weights.dt_bias, u, dt, low_rank, projected,
-        tokens, channels, states, rank, grid.height, grid.width, x_stride,
-        **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], PADDED_R=padded(rank, 16),
-        PADDED_N=padded(states, 16), BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
-        PRECISION=precision(dtype), **tile.options,
+        tokens, channels, states, grid.height, grid.width, x_stride,
+        **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], **pads, BLOCK_T=tile.tokens,
+        BLOCK_E=tile.channels, PRECISION=precision(dtype), EVEN=_even(grid, tile), **tile.options,
     )  # fmt: skip
     return u, dt, projected, low_rank
 
@@ -260,7 +266,18 @@ class Gate(NamedTuple):
 
 
 def project_backward(
-    x, x_stride, low_rank, du, ddt, dprojected, weights, grid, scans, sources, gate: Gate | None
+    x,
+    x_stride,
+    low_rank,
+    du,
+    ddt,
+    dprojected,
+    weights,
+    prepared,
+    grid,
+    scans,
+    sources,
+    gate: Gate | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of `project`: of x (sources, tokens, E), and of the weights, in float32.
 
@@ -270,24 +287,25 @@ def project_backward(
     states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
     width = weights.conv_weight.shape[1]
     dtype, device = du.dtype, du.device
-    pads = {"PADDED_R": padded(rank, 16), "PADDED_N": padded(states, 16)}
-    dlow = torch.empty(count, tokens, rank + states, dtype=dtype, device=device)
+    pads = _pads(prepared)
+    dlow = torch.empty(count, tokens, sum(pads.values()), dtype=dtype, device=device)
     tile = pick("project_backward_low")
     project_backward_low_kernel[triton.cdiv(tokens, tile.tokens), count](
-        ddt, weights.dt_proj, dprojected, dlow, tokens, channels, states, rank,
-        dprojected.shape[2], **pads, BLOCK_T=tile.tokens, BLOCK_E=tile.channels,
-        PRECISION=precision(dtype), **tile.options,
+        ddt, prepared.dt_proj, dprojected, dlow, tokens, channels, states, dprojected.shape[2],
+        **pads, BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
+        EVEN=_even(grid, tile), **tile.options,
     )  # fmt: skip
     tile = pick("project_backward")
     blocks = triton.cdiv(channels, tile.channels)
-    programs = min(triton.cdiv(tokens, tile.tokens), max(1, 8 * processors(device) // blocks))
+    resident = 32 * processors(device) // (blocks * tile.warps)
+    programs = min(triton.cdiv(tokens, tile.tokens), max(1, resident))
     partial = torch.empty(programs, 2 * rank + states, channels, dtype=torch.float32, device=device)
     project_backward_kernel[programs, blocks](
-        x, weights.conv_weight, weights.conv_bias, weights.x_proj, low_rank, ddt, dlow, du, partial,
-        tokens, channels, states, rank, grid.height, grid.width, x_stride,
+        x, weights.conv_weight, weights.conv_bias, prepared.x_proj, low_rank, ddt, dlow, du,
+        partial, tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
         BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
-        **tile.options,
+        EVEN=_even(grid, tile), **tile.options,
     )  # fmt: skip
     tile = pick("conv_backward")
     rows = max(1, tile.tokens // padded(sources))  # a thread holds a share for each source
@@ -305,6 +323,15 @@ def project_backward(
     conv_weight, conv_bias = finish(shares, width)
     dt_proj, x_proj = finish(partial, rank)
     return dx, [conv_weight, conv_bias[0], x_proj, dt_proj]
+
+
+def _pads(prepared: Prepared) -> dict[str, int]:
+    rank = prepared.dt_proj.shape[0]
+    return {"PADDED_R": rank, "PADDED_N": prepared.x_proj.shape[0] - rank}
+
+
+def _even(grid: Grid, tile: Tile) -> bool:
+    return grid.tokens % tile.tokens == 0 and grid.channels % tile.channels == 0
 
 
 def _scan_bits(scans: list[Scan]) -> dict[str, int]:

@@ -32,20 +32,42 @@ def scan_position(row, column, height, width, down, reverse):
 
 
 @triton.jit
-def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH: tl.constexpr):
+def load_tile(pointers, mask, EVEN: tl.constexpr):
+    """EVEN: every element is there, so nothing is masked; else zeros where the mask is not."""
+    if EVEN:
+        return tl.load(pointers)
+    return tl.load(pointers, mask, 0.0)
+
+
+@triton.jit
+def store_tile(pointers, values, mask, EVEN: tl.constexpr):
+    values = values.to(pointers.dtype.element_ty)
+    if EVEN:
+        tl.store(pointers, values)
+    else:
+        tl.store(pointers, values, mask)
+
+
+@triton.jit
+def causal_conv(
+    pointers, step, weight, bias, position, e, mask_t, mask_e,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
     """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
 
     pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
     The taps are a loop on purpose: unrolled, the compiler would move the layout a matrix product
     wants up to the loads and compute everything twice.
     """
-    total = (
-        tl.zeros(pointers.shape, tl.float32) + tl.load(bias + e, mask=mask_e, other=0.0)[None, :]
-    )
+    first = load_tile(bias + e, mask_e, EVEN).to(tl.float32)
+    total = tl.broadcast_to(first[None, :], pointers.shape)
     for tap in range(WIDTH):
-        taken = (mask_t & (position >= tap))[:, None] & mask_e[None, :]
+        taken = (position >= tap)[:, None]
+        if not EVEN:
+            taken = (mask_t[:, None] & mask_e[None, :]) & taken
         value = tl.load(pointers - tap * step, mask=taken, other=0.0)
-        w = tl.load(weight + e * WIDTH + (WIDTH - 1 - tap), mask=mask_e, other=0.0)
+        w = load_tile(weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, EVEN)
         total += value.to(tl.float32) * w.to(tl.float32)[None, :]
     return total
 
@@ -54,7 +76,7 @@ def causal_conv(pointers, step, weight, bias, position, e, mask_t, mask_e, WIDTH
 def project_kernel(
     x, conv_weight, conv_bias, x_proj, dt_proj, dt_bias,
     u, dt, low_rank, projected,
-    tokens, E, N, R, height, width, x_stride,
+    tokens, E, N, height, width, x_stride,
     sources,  # 4 bits a scan: which slab of x it reads
     downs,  # 1 bit a scan: along the columns, not the rows
     reverses,  # 1 bit a scan
@@ -64,11 +86,13 @@ def project_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # whole tiles
 ):  # fmt: skip
-    """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH), x_proj: (R + N, E).
+    """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH); x_proj:
+    (PADDED_R + PADDED_N, E) and dt_proj: (PADDED_R, E), as prepare.py leaves them.
 
     u = silu(conv(x)) and dt = softplus(dt_proj(low rank) + dt_bias): (scans, tokens, E);
-    low_rank: (scans, tokens, R) or None; projected: B or C, (scans, tokens, N), float32.
+    low_rank: (scans, tokens, PADDED_R) or None; projected: B or C, (scans, tokens, N), float32.
     """
     scan = tl.program_id(1)
     local = tl.arange(0, BLOCK_T)
@@ -76,8 +100,6 @@ def project_kernel(
     mask_t = start + local < tokens
     r = tl.arange(0, PADDED_R)
     n = tl.arange(0, PADDED_N)
-    mask_r = r < R
-    mask_n = n < N
     row_in = ((sources >> (4 * scan)) & 15).to(tl.int64) * tokens + start
     row_out = scan.to(tl.int64) * tokens + start
     row, column = ((start + local) // width) % height, (start + local) % width
@@ -97,31 +119,29 @@ def project_kernel(
         mask_e = e < E
         pointers = (x + row_in * x_stride + first) + tile_in
         conv = causal_conv(
-            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH
+            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH, EVEN
         )
         value = (conv * sigmoid(conv)).to(dtype)
-        tl.store((u + row_out * E + first) + tile_out, value, mask_t[:, None] & mask_e[None, :])
-        w_low = tl.load(
-            x_proj + r[None, :] * E + e[:, None], mask_e[:, None] & mask_r[None, :], 0.0
-        )
-        w_other = tl.load(
-            x_proj + (R + n)[None, :] * E + e[:, None], mask_e[:, None] & mask_n[None, :], 0.0
-        )
-        low = tl.dot(value, w_low.to(dtype), low, input_precision=PRECISION)
-        other = tl.dot(value, w_other.to(dtype), other, input_precision=PRECISION)
+        mask = mask_t[:, None] & mask_e[None, :]
+        store_tile((u + row_out * E + first) + tile_out, value, mask, EVEN)
+        weights = x_proj + e[:, None]
+        w_low = load_tile(weights + r[None, :] * E, mask_e[:, None], EVEN)
+        w_other = load_tile(weights + (PADDED_R + n)[None, :] * E, mask_e[:, None], EVEN)
+        low = tl.dot(value, w_low, low, input_precision=PRECISION)
+        other = tl.dot(value, w_other, other, input_precision=PRECISION)
 
-    mask_tn = mask_t[:, None] & mask_n[None, :]
+    mask_tn = mask_t[:, None] & (n < N)[None, :]
     tl.store((projected + row_out * N) + (local[:, None] * N + n[None, :]), other, mask_tn)
     low = low.to(dtype)
     if low_rank is not None:
-        mask_tr = mask_t[:, None] & mask_r[None, :]
-        tl.store((low_rank + row_out * R) + (local[:, None] * R + r[None, :]), low, mask_tr)
+        rows = (low_rank + row_out * PADDED_R) + (local[:, None] * PADDED_R + r[None, :])
+        store_tile(rows, low, mask_t[:, None], EVEN)
     for first in range(0, E, BLOCK_E):
         e = first + lane
         mask_e = e < E
-        w = tl.load(dt_proj + e[None, :] * R + r[:, None], mask_r[:, None] & mask_e[None, :], 0.0)
-        bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
-        size = tl.dot(low, w.to(dtype), input_precision=PRECISION)
+        w = load_tile(dt_proj + r[:, None] * E + e[None, :], mask_e[None, :], EVEN)
+        bias = load_tile(dt_bias + e, mask_e, EVEN).to(tl.float32)
+        size = tl.dot(low, w, input_precision=PRECISION)
         size = step_size(size, bias[None, :], 1 if dtype == tl.float32 else 2)
-        mask_te = mask_t[:, None] & mask_e[None, :]
-        tl.store((dt + row_out * E + first) + tile_out, size.to(dtype), mask_te)
+        mask = mask_t[:, None] & mask_e[None, :]
+        store_tile((dt + row_out * E + first) + tile_out, size, mask, EVEN)

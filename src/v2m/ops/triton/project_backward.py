@@ -16,23 +16,25 @@ import triton
 import triton.language as tl
 
 from .gate import gate_gradient
-from .project import GRID_SIZES, causal_conv, scan_position
+from .project import GRID_SIZES, causal_conv, load_tile, scan_position, store_tile
 from .scan import nonzero_gate, sigmoid
 
 
 @triton.jit(do_not_specialize=["tokens", "blocks"])
 def project_backward_low_kernel(
     ddt, dt_proj, dprojected, dlow,
-    tokens, E, N, R, blocks,
+    tokens, E, N, blocks,
     PADDED_R: tl.constexpr,
     PADDED_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # whole tiles
 ):  # fmt: skip
-    """dlow: (scans, tokens, R + N) = [ddt dt_proj, sum over the blocks of dprojected].
+    """dlow: (scans, tokens, PADDED_R + PADDED_N) = [ddt dt_proj, sum over the blocks of dprojected].
 
-    ddt: (scans, tokens, E), before the softplus; dprojected: (scans, tokens, blocks, N).
+    ddt: (scans, tokens, E), before the softplus; dprojected: (scans, tokens, blocks, N); dt_proj:
+    (PADDED_R, E), as prepare.py leaves it.
     """
     local = tl.arange(0, BLOCK_T)
     start = tl.program_id(0) * BLOCK_T
@@ -40,25 +42,23 @@ def project_backward_low_kernel(
     row = tl.program_id(1).to(tl.int64) * tokens + start
     r = tl.arange(0, PADDED_R)
     n = tl.arange(0, PADDED_N)
-    mask_r = r < R
     lane = tl.arange(0, BLOCK_E)
     tile = local[:, None] * E + lane[None, :]
-    dtype = dlow.dtype.element_ty
     low = tl.zeros([BLOCK_T, PADDED_R], tl.float32)
     for first in range(0, E, BLOCK_E):
-        e = first + lane
-        mask_e = e < E
-        value = tl.load((ddt + row * E + first) + tile, mask_t[:, None] & mask_e[None, :], 0.0)
-        w = tl.load(dt_proj + e[:, None] * R + r[None, :], mask_e[:, None] & mask_r[None, :], 0.0)
-        low = tl.dot(value, w.to(dtype), low, input_precision=PRECISION)
+        mask_e = first + lane < E
+        pointers = (ddt + row * E + first) + tile
+        value = load_tile(pointers, mask_t[:, None] & mask_e[None, :], EVEN)
+        w = load_tile(dt_proj + first + lane[:, None] + r[None, :] * E, mask_e[:, None], EVEN)
+        low = tl.dot(value, w, low, input_precision=PRECISION)
     other = tl.zeros([BLOCK_T, PADDED_N], tl.float32)
     mask = mask_t[:, None] & (n < N)[None, :]
     tile_n = local[:, None] * (blocks * N) + n[None, :]
     for block in range(blocks):
         other += tl.load((dprojected + row * blocks * N + block * N) + tile_n, mask, 0.0)
-    pointers = (dlow + row * (R + N)) + local[:, None] * (R + N)
-    tl.store(pointers + r[None, :], low.to(dtype), mask_t[:, None] & mask_r[None, :])
-    tl.store(pointers + R + n[None, :], other.to(dtype), mask)
+    pointers = (dlow + row * (PADDED_R + PADDED_N)) + local[:, None] * (PADDED_R + PADDED_N)
+    store_tile(pointers + r[None, :], low, mask_t[:, None], EVEN)
+    store_tile(pointers + PADDED_R + n[None, :], other, mask_t[:, None], EVEN)
 
 
 @triton.jit(do_not_specialize=[*GRID_SIZES, "scans"])
@@ -72,11 +72,13 @@ def project_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # whole tiles
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
-    partial: (programs, R + R + N, E), float32: one program's share of the gradients of dt_proj
-    (transposed) and x_proj.
+    x_proj, low_rank, dlow: as prepare.py, `project_kernel` and `project_backward_low_kernel` leave
+    them. partial: (programs, R + R + N, E), float32: one program's share of the gradients of
+    dt_proj (transposed) and x_proj.
     """
     program = tl.program_id(0)
     lane = tl.arange(0, BLOCK_E)
@@ -85,13 +87,9 @@ def project_backward_kernel(
     mask_e = e < E
     r = tl.arange(0, PADDED_R)
     n = tl.arange(0, PADDED_N)
-    mask_r = r < R
-    mask_n = n < N
-    mask_re = mask_r[:, None] & mask_e[None, :]
-    mask_ne = mask_n[:, None] & mask_e[None, :]
-    dtype = x.dtype.element_ty
-    w_low = tl.load(x_proj + r[:, None] * E + e[None, :], mask_re, 0.0).to(dtype)
-    w_other = tl.load(x_proj + (R + n)[:, None] * E + e[None, :], mask_ne, 0.0).to(dtype)
+    w_low = load_tile(x_proj + r[:, None] * E + e[None, :], mask_e[None, :], EVEN)
+    w_other = load_tile(x_proj + (PADDED_R + n)[:, None] * E + e[None, :], mask_e[None, :], EVEN)
+    dtype = w_low.dtype
     local = tl.arange(0, BLOCK_T)
     tile_in = local[:, None] * x_stride + lane[None, :]
     tile = local[:, None] * E + lane[None, :]
@@ -111,26 +109,24 @@ def project_backward_kernel(
             )  # fmt: skip
             row = scan * tokens.to(tl.int64) + start
             # All loads before the first use of one.
-            dlow_rows = (dlow + row * (R + N)) + local[:, None] * (R + N)
-            low = tl.load(dlow_rows + r[None, :], mask_t[:, None] & mask_r[None, :], 0.0)
-            other = tl.load(dlow_rows + R + n[None, :], mask_t[:, None] & mask_n[None, :], 0.0)
-            x_low = tl.load(
-                (low_rank + row * R) + (local[:, None] * R + r[None, :]),
-                mask_t[:, None] & mask_r[None, :], 0.0,
-            )  # fmt: skip
+            dlow_rows = dlow + row * (PADDED_R + PADDED_N) + local[:, None] * (PADDED_R + PADDED_N)
+            low = load_tile(dlow_rows + r[None, :], mask_t[:, None], EVEN)
+            other = load_tile(dlow_rows + PADDED_R + n[None, :], mask_t[:, None], EVEN)
+            x_low_rows = low_rank + row * PADDED_R + local[:, None] * PADDED_R
+            x_low = load_tile(x_low_rows + r[None, :], mask_t[:, None], EVEN)
             du_pointers = (du + row * E + first) + tile
-            d_value = tl.load(du_pointers, mask, 0.0)
-            d_step = tl.load((ddt + row * E + first) + tile, mask, 0.0)
+            d_value = load_tile(du_pointers, mask, EVEN)
+            d_step = load_tile((ddt + row * E + first) + tile, mask, EVEN)
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
                 pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
-                position, e, mask_t, mask_e, WIDTH,
+                position, e, mask_t, mask_e, WIDTH, EVEN,
             )  # fmt: skip
             gate = sigmoid(conv)
+            slope = gate * (1.0 + conv * (1.0 - gate))  # one tile to bring to the products' layout
             d_input = tl.dot(low, w_low, d_value.to(tl.float32), input_precision=PRECISION)
             d_input = tl.dot(other, w_other, d_input, input_precision=PRECISION)
-            d_out = d_input * gate * (1.0 + conv * (1.0 - gate))
-            tl.store(du_pointers, d_out.to(dtype), mask)
+            store_tile(du_pointers, d_input * slope, mask, EVEN)
             # Rows past the end count for nothing: `low`, `other` and `x_low` are zero there.
             value = (conv * gate).to(dtype)
             d_low = tl.dot(tl.trans(low), value, d_low, input_precision=PRECISION)
@@ -138,9 +134,10 @@ def project_backward_kernel(
             d_dt_proj = tl.dot(tl.trans(x_low), d_step, d_dt_proj, input_precision=PRECISION)
 
     out = partial + program * (R + N + R) * E + e[None, :]
-    tl.store(out + r[:, None] * E, d_dt_proj, mask_re)
-    tl.store(out + (R + r)[:, None] * E, d_low, mask_re)
-    tl.store(out + (R + R + n)[:, None] * E, d_other, mask_ne)
+    mask_r = (r < R)[:, None] & mask_e[None, :]
+    tl.store(out + r[:, None] * E, d_dt_proj, mask_r)
+    tl.store(out + (R + r)[:, None] * E, d_low, mask_r)
+    tl.store(out + (R + R + n)[:, None] * E, d_other, (n < N)[:, None] & mask_e[None, :])
 
 
 @triton.jit(do_not_specialize=["tokens", "height", "width"])
