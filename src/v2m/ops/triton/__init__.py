@@ -13,6 +13,7 @@ from v2m.errors import InputError
 
 from ..core import Direction, PassWeights, distinct_sweeps
 from . import launchers
+from .finish import finish
 from .gate import least_gate
 from .launch import Scan, grid_of, on_device, token_rows
 from .launchers import Gate, ScanInputs
@@ -48,14 +49,15 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, wi
         grads = launchers.scan_backward(
             dy.contiguous(), inputs, grid_of(u), [scan], dz, dy_slots=False
         )
+        ((dA, (dD, ddt_bias)),) = finish(grads.shares)
     projected = [
         None if x is None else grad.sum(2).view(x.shape).to(x.dtype)
         for x, grad in ((B, grads.dB), (C, grads.dC))
     ]
     return (
-        grads.du.view(u.shape), grads.ddt.view(u.shape).to(dt.dtype), grads.dA.to(A.dtype),
-        *projected, None if D is None else grads.dD.to(D.dtype), dz,
-        None if dt_bias is None else grads.ddt_bias.to(dt_bias.dtype),
+        grads.du.view(u.shape), grads.ddt.view(u.shape).to(dt.dtype), dA.to(A.dtype),
+        *projected, None if D is None else dD.to(D.dtype), dz,
+        None if dt_bias is None else ddt_bias.to(dt_bias.dtype),
     )  # fmt: skip
 
 
@@ -87,7 +89,8 @@ def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed):
             None if x is None else _by_source(x.sum(2), listed, len(u)).view(like.shape)
             for x, like in ((grads.dB, B), (grads.dC, C))
         )
-    return du, ddt, grads.dA, dB, dC, grads.dD, grads.ddt_bias
+        ((dA, (dD, ddt_bias)),) = finish(grads.shares)
+    return du, ddt, dA, dB, dC, dD, ddt_bias
 
 
 def _several(u, dt, A, B, C, D, dt_bias, scans) -> tuple[ScanInputs, list[Scan]]:
@@ -199,11 +202,13 @@ def _weight_gradients(
 ) -> tuple[Tensor, PassWeights]:
     """Gradients of a pass's input, (sources, tokens, E), and weights."""
     dprojected = grads.dC if grads.dB is None else grads.dB
-    dx, (conv_weight, conv_bias, x_proj, dt_proj) = launchers.project_backward(
+    dx, *shares = launchers.project_backward(
         x, x_stride, low_rank, grads.du, grads.ddt, dprojected, weights, prepared, grid, scans,
         sources, gate,
     )  # fmt: skip
-    found = PassWeights(conv_weight, conv_bias, x_proj, dt_proj, grads.ddt_bias, grads.dA, grads.dD)
+    scan, conv, projections = finish(grads.shares, *shares)
+    (A_log, (D, dt_bias)), (conv_weight, (conv_bias,)), (dt_proj, x_proj) = scan, conv, projections
+    found = PassWeights(conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     return dx, PassWeights(*(grad.to(weight.dtype) for grad, weight in zip(found, weights)))
 
 

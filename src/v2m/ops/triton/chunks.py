@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .scan import PTX
+
 
 @triton.jit
 def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr, EVEN: tl.constexpr):
@@ -33,6 +35,17 @@ def load_rows(pointer, stride, N, alive, PADDED_N: tl.constexpr, CHUNK: tl.const
     n = tl.arange(0, PADDED_N)[:, None]
     j = tl.arange(0, CHUNK)[None, :]
     return tl.load(pointer + j * stride + n, (n < N) & (j < alive), 0.0)
+
+
+@triton.jit
+def columns(tile):
+    """The columns of a tile of 2 or 4, as `load_rows` loads them."""
+    if tile.shape[1] == 2:
+        return tl.split(tile)
+    even, odd = tl.split(tl.reshape(tile, [tile.shape[0], 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit
@@ -62,6 +75,21 @@ def fetch(addresses, wanted):
 
 
 @triton.jit
+def opaque(pointers):
+    """The pointers as they are; but the compiler no longer sees how they were made.
+
+    It would take a scalar and a lane apart and add them at every use, a quarter of the replay's
+    instructions that compute nothing.
+    """
+    if PTX:
+        known = tl.inline_asm_elementwise(
+            "mov.b64 $0, $1;", "=l,l", [pointers.to(tl.int64)], tl.int64, True, 1
+        )
+        return known.to(pointers.dtype)
+    return pointers
+
+
+@triton.jit
 def floats(rows):
     found = ()
     for j in tl.static_range(len(rows)):
@@ -85,3 +113,41 @@ def unpacked(pairs):
     low = (pairs << 16).to(tl.float32, bitcast=True)
     high = (pairs & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tl.reshape(tl.join(low, high), [pairs.shape[0], 2 * pairs.shape[1]])
+
+
+@triton.jit
+def place_of(pairs):
+    """Where 8 pairs of each of 32 channels lie in a place of the scratch buffer: the first four of
+    a channel side by side, the others 128 words on. All 8 have one address, that of the first.
+    """
+    # A zero from the pairs themselves: the addresses lie in the registers as they do.
+    zero = tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [pairs], tl.int32, True, 1)
+    return zero + 4 * tl.arange(0, 32)[:, None]
+
+
+@triton.jit
+def store_state(pointers, h, PACKED: tl.constexpr):
+    """Store (E, N) states; packed, 16 bytes at a time, where the compiler would store 4."""
+    if PACKED:
+        tl.inline_asm_elementwise(
+            "st.global.v4.b32 [$8], {$16, $17, $18, $19};"
+            "st.global.v4.b32 [$8+512], {$20, $21, $22, $23};"
+            "mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;"
+            "mov.b32 $4, 0; mov.b32 $5, 0; mov.b32 $6, 0; mov.b32 $7, 0;",
+            "=r,=r,=r,=r,=r,=r,=r,=r,l,l,l,l,l,l,l,l,r,r,r,r,r,r,r,r",
+            [pointers, packed(h)], tl.int32, False, 8,
+        )  # fmt: skip
+    else:
+        tl.store(pointers, h)
+
+
+@triton.jit
+def load_state(pointers, PACKED: tl.constexpr):
+    """What `store_state` stored; for `unpacked` if packed."""
+    if PACKED:
+        return tl.inline_asm_elementwise(
+            "ld.global.v4.b32 {$0, $1, $2, $3}, [$8];"
+            "ld.global.v4.b32 {$4, $5, $6, $7}, [$8+512];",
+            "=r,=r,=r,=r,=r,=r,=r,=r,l,l,l,l,l,l,l,l", [pointers], tl.uint32, False, 8,
+        )  # fmt: skip
+    return tl.load(pointers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -10,18 +12,19 @@ from torch import Tensor
 from .scan import LN2
 
 
-@triton.jit(do_not_specialize=["parts", "rows", "turned"])
-def finish_kernel(
-    partial, factor, out, parts, rows, turned, E,
-    PARTS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    """Sums of partial, (parts, rows, E), in a fixed order; a program a row and block of channels.
+class Shares(NamedTuple):
+    """What programs have each summed, to be added up."""
 
-    The first `turned` rows go to out as (E, turned), times factor (turned, E) ln(2) if there is
-    one, and the others behind them as they are.
-    """
-    row = tl.program_id(0)
+    partial: Tensor  # (parts, rows, E)
+    turned: int = 0  # so many of the rows are wanted as (E, turned)
+    factor: Tensor | None = None  # (turned, E), A log2(e), by which they are multiplied, ln(2) too
+
+
+@triton.jit
+def add_up(
+    partial, factor, out, row, parts, rows, turned, E, PARTS: tl.constexpr, BLOCK_E: tl.constexpr
+):
+    """One row of `Shares`, in a fixed order; the rows that are not turned lie behind the others."""
     e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     part = tl.arange(0, PARTS)
     total = tl.zeros([PARTS, BLOCK_E], tl.float32)
@@ -37,15 +40,48 @@ def finish_kernel(
         tl.store(out + row * E + e, found, e < E)
 
 
-def finish(partial: Tensor, turned: int, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The sum of (parts, rows, E) over the parts: its first `turned` rows as (E, turned), the rest.
+SIZES = [f"{name}{i}" for i in (1, 2, 3) for name in ("parts", "rows", "turned")]
 
-    factor: (turned, E), A log2(e), by which the first are multiplied, without the log2(e).
-    """
-    parts, rows, channels = partial.shape
-    out = torch.empty(rows * channels, dtype=torch.float32, device=partial.device)
-    finish_kernel[rows, triton.cdiv(channels, 32)](
-        partial, factor, out, parts, rows, turned, channels, PARTS=128, BLOCK_E=32, num_warps=4
+
+@triton.jit(do_not_specialize=SIZES)
+def finish_kernel(
+    partial1, factor1, parts1, rows1, turned1,
+    partial2, factor2, parts2, rows2, turned2,
+    partial3, factor3, parts3, rows3, turned3,
+    out, E,
+    PARTS: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Up to three `Shares`, a program a row and block of channels."""
+    row = tl.program_id(0)
+    if row < rows1:
+        add_up(partial1, factor1, out, row, parts1, rows1, turned1, E, PARTS, BLOCK_E)
+    elif row < rows1 + rows2:
+        if partial2 is not None:
+            out += rows1 * E
+            row -= rows1
+            add_up(partial2, factor2, out, row, parts2, rows2, turned2, E, PARTS, BLOCK_E)
+    else:
+        if partial3 is not None:
+            out += (rows1 + rows2) * E
+            row -= rows1 + rows2
+            add_up(partial3, factor3, out, row, parts3, rows3, turned3, E, PARTS, BLOCK_E)
+
+
+def finish(*shares: Shares) -> list[tuple[Tensor, Tensor]]:
+    """The sums of up to three, all of E channels: of each, its turned rows and the rest."""
+    channels, device = shares[0].partial.shape[2], shares[0].partial.device
+    rows = [share.partial.shape[1] for share in shares]
+    out = torch.empty(sum(rows) * channels, dtype=torch.float32, device=device)
+    arguments = []
+    for share in shares:
+        arguments += [share.partial, share.factor, *share.partial.shape[:2], share.turned]
+    arguments += [None, None, 0, 0, 0] * (3 - len(shares))
+    finish_kernel[sum(rows), triton.cdiv(channels, 32)](
+        *arguments, out, channels, PARTS=128, BLOCK_E=32, num_warps=4
     )
-    first, rest = out.split([turned * channels, (rows - turned) * channels])
-    return first.view(channels, turned), rest.view(rows - turned, channels)
+    found = []
+    for share, piece in zip(shares, out.split([count * channels for count in rows])):
+        turned, rest = piece.split([share.turned * channels, len(piece) - share.turned * channels])
+        found.append((turned.view(channels, share.turned), rest.view(-1, channels)))
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from v2m.errors import InputError
 
-from .finish import finish
+from .finish import Shares
 from .gate import gate_kernel, least_gate
 from .launch import (
     MOST_STEP,
@@ -57,11 +57,9 @@ class ScanInputs(NamedTuple):
 class ScanGradients(NamedTuple):
     du: Tensor  # (S, tokens, E)
     ddt: Tensor  # (S, tokens, E)
-    dA: Tensor  # (E, N), float32, or of log(-A)
     dB: Tensor | None  # (S, tokens, blocks of channels, N), bfloat16 if u is, else float32
     dC: Tensor | None
-    dD: Tensor | None  # (E,), float32
-    ddt_bias: Tensor | None  # (E,), float32
+    shares: Shares  # of dA (E, N), or of that of log(-A), and of dD and ddt_bias
 
 
 def scan_forward(
@@ -159,8 +157,8 @@ def scan_backward(
             EVEN=even and channels % tile.channels == 0 and states == padded(states),
             **tile.options,
         )  # fmt: skip
-    dA, rest = finish(partial, states, inputs.decay if of_log else None)
-    return ScanGradients(du, ddt, dA, dB, dC, None if inputs.D is None else rest[0], rest[1])
+    shares = Shares(partial, states, inputs.decay if of_log else None)
+    return ScanGradients(du, ddt, dB, dC, shares)
 
 
 def _softplus(inputs: ScanInputs) -> int:
@@ -278,10 +276,11 @@ def project_backward(
     scans,
     sources,
     gate: Gate | None,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of `project`: of x (sources, tokens, E), and of the weights, in float32.
+) -> tuple[Tensor, Shares, Shares]:
+    """Gradients of `project`: of x (sources, tokens, E), and shares of those of the weights.
 
-    The weights are conv_weight, conv_bias, x_proj and dt_proj. du is overwritten.
+    Those are of conv_weight (turned) and conv_bias, and of dt_proj (turned) and x_proj. du is
+    overwritten.
     """
     count, tokens, channels = len(scans), grid.tokens, grid.channels
     states, rank = weights.A_log.shape[1], weights.dt_proj.shape[1]
@@ -320,9 +319,7 @@ def project_backward(
         COUNT=sources, SCANS=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
         BLOCK_T=rows, BLOCK_E=tile.channels, **tile.options,
     )  # fmt: skip
-    conv_weight, conv_bias = finish(shares, width)
-    dt_proj, x_proj = finish(partial, rank)
-    return dx, [conv_weight, conv_bias[0], x_proj, dt_proj]
+    return dx, Shares(shares, width), Shares(partial, rank)
 
 
 def _pads(prepared: Prepared) -> dict[str, int]:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .finish import finish
+from .finish import Shares, finish
 from .launch import on_device, padded, processors
 
 _ELEMENTS = 4096  # of a tile
@@ -85,5 +85,5 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, scales: Tensor):
         rms_norm_backward_kernel[(programs,)](
             dy, x, weight.contiguous(), scales, dx, partial, scales.numel(), channels, **tile
         )
-        dweight = finish(partial, 0)[1]
+        ((_, dweight),) = finish(Shares(partial))
     return dx, dweight.view(channels).to(weight.dtype)

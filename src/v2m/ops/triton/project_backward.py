@@ -31,7 +31,7 @@ def project_backward_low_kernel(
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,  # whole tiles
 ):  # fmt: skip
-    """dlow: (scans, tokens, PADDED_R + PADDED_N) = [ddt dt_proj, sum over the blocks of dprojected].
+    """dlow: (scans, tokens, PADDED_R + PADDED_N), from ddt dt_proj and the sum of dprojected.
 
     ddt: (scans, tokens, E), before the softplus; dprojected: (scans, tokens, blocks, N); dt_proj:
     (PADDED_R, E), as prepare.py leaves it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chunks import far_rows, fetch, floats, load_steps, packed
+from .chunks import columns, far_rows, fetch, floats, load_rows, load_steps, opaque, store_state
 from .scan import step_size
 
 
@@ -30,14 +30,13 @@ def replay_steps(
         if next_B is not None:
             B_now = Bs[j].to(tl.float32)[None, :]
             if MORE:
-                next_Bs = next_Bs + load_steps(next_B + j * stride_n, 0, n, N, left - j, 1, EVEN)
+                next_Bs = next_Bs + load_steps(
+                    next_B + n + j * stride_n, 0, n, N, left - j, 1, EVEN
+                )
         h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
         if j % CHUNK == CHUNK - 1:
             saved += PLACE
-            if PACKED:
-                tl.store(saved + place, packed(h))
-            else:
-                tl.store(saved + place, h)
+            store_state(saved + place, h, PACKED)
     return h, saved, next_Bs
 
 
@@ -50,6 +49,7 @@ def replay(
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     PACKED: tl.constexpr,
+    AHEAD: tl.constexpr,
     FETCH: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -61,14 +61,20 @@ def replay(
     groups before that.
     """
     STEPS: tl.constexpr = CHUNK * GROUP
+    N_PAD: tl.constexpr = A_block.shape[1]
     h = tl.zeros(A_block.shape, tl.float32)
     groups = tl.cdiv(steps - CHUNK, STEPS)
     if groups > 0:
-        us = load_steps(u + lane, stride_e, e, E, steps, STEPS, EVEN)
-        dts = load_steps(dt + lane, stride_e, e, E, steps, STEPS, EVEN)
+        u = opaque(u)
+        dt = opaque(dt)
+        us = load_steps(u, stride_e, e, E, steps, STEPS, EVEN)
+        dts = load_steps(dt, stride_e, e, E, steps, STEPS, EVEN)
         Bs = ()
         if B is not None:
-            Bs = load_steps(B, stride_n, n, N, steps, STEPS, EVEN)
+            if AHEAD:
+                B_rows = load_rows(B, stride_n, N, steps, N_PAD, STEPS)
+            else:
+                Bs = load_steps(B + n, stride_n, n, N, steps, STEPS, EVEN)
         if FETCH:
             far, far_step = far_rows((u, dt), (stride_e, stride_e), 3 * STEPS, STEPS)
         for g in range(1, groups):
@@ -81,14 +87,22 @@ def replay(
                 later = 2 * STEPS + tl.arange(0, 32) % STEPS
                 fetch(far, (tl.arange(0, 32) < 2 * STEPS) & (later < left))
                 far += far_step
+            now_Bs = Bs
             if B is not None:
                 B += STEPS * stride_n
-            us = load_steps(u + lane, stride_e, e, E, left, STEPS, EVEN)
-            dts = load_steps(dt + lane, stride_e, e, E, left, STEPS, EVEN)
-            h, saved, Bs = replay_steps(
-                h, saved, xs, raw, Bs, B, left, A_block, bias, live, place, stride_n, n, N,
-                True, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
+                if AHEAD:
+                    now_Bs = columns(B_rows)
+                    B_rows = load_rows(B, stride_n, N, left, N_PAD, STEPS)
+            us = load_steps(u, stride_e, e, E, left, STEPS, EVEN)
+            dts = load_steps(dt, stride_e, e, E, left, STEPS, EVEN)
+            h, saved, next_Bs = replay_steps(
+                h, saved, xs, raw, now_Bs, B, left, A_block, bias, live, place, stride_n, n, N,
+                not AHEAD, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,
             )  # fmt: skip
+            if not AHEAD:
+                Bs = next_Bs
+        if AHEAD and B is not None:
+            Bs = columns(B_rows)
         replay_steps(
             h, saved, floats(us), floats(dts), Bs, B, 0, A_block, bias, live, place, stride_n, n, N,
             False, SOFTPLUS, CHUNK, PLACE, PACKED, EVEN,

@@ -26,7 +26,18 @@ import triton
 import triton.language as tl
 
 from .channel_sums import picks, store_channel_sum
-from .chunks import far_rows, fetch, floats, load_rows, load_steps, unpacked
+from .chunks import (
+    far_rows,
+    fetch,
+    floats,
+    load_rows,
+    load_state,
+    load_steps,
+    packed,
+    place_of,
+    store_state,
+    unpacked,
+)
 from .replay import replay
 from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
@@ -206,14 +217,12 @@ def scan_backward_kernel(
     # The place of a chunk holds the state before it; before a line's first it is zero.
     slice_ = (program * blocks + block).to(tl.int64) * (places * PLACE)
     if PACKED:
-        pairs = tl.arange(0, PADDED_N // 2)
         saved = checkpoints.to(tl.pointer_type(tl.uint32)) + slice_
-        place = pairs[None, :] * BLOCK_E + hinted
-        tl.store(saved + place, tl.zeros([BLOCK_E, PADDED_N // 2], tl.uint32))
+        place = place_of(packed(A_block))
     else:
         saved = checkpoints + slice_
         place = n[None, :] * BLOCK_E + hinted
-        tl.store(saved + place, tl.zeros([BLOCK_E, PADDED_N], tl.float32))
+    store_state(saved + place, tl.zeros([BLOCK_E, PADDED_N], tl.float32), PACKED)
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
@@ -251,11 +260,11 @@ def scan_backward_kernel(
         dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
         B_at = None
         if B is not None:
-            B_at = B + source * N + n
+            B_at = B + source * N
         replay(
-            u + corner, dt + corner, B_at, A_block, bias, live, saved, place, steps,
+            u_at, dt_at, B_at, A_block, bias, live, saved, place, steps,
             lane, stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
-            PACKED, FETCH, EVEN,
+            PACKED, AHEAD, FETCH, EVEN,
         )  # fmt: skip
         u_at += last
         dt_at += last
@@ -279,7 +288,7 @@ def scan_backward_kernel(
                 lines_at, (stride_y, stride_e, stride_e), first - FETCHED * CHUNK, CHUNK
             )
         tl.debug_barrier()
-        state = tl.load(state_at + place)
+        state = load_state(state_at + place, PACKED)
         for _ in range(chunks):
             alive = tl.minimum(steps - first, CHUNK)
             if FETCH:
@@ -295,7 +304,7 @@ def scan_backward_kernel(
             raw = floats(dts)
             g_outs = floats(dys)
             if not AHEAD:
-                state = tl.load(state_at + place)
+                state = load_state(state_at + place, PACKED)
             h = unpacked(state) if PACKED else state
             back_n = at_n - back * stride_n
             Bs = None
@@ -318,7 +327,7 @@ def scan_backward_kernel(
                     Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
             if AHEAD:
                 state_at -= back // CHUNK * PLACE
-                state = tl.load(state_at + place)
+                state = load_state(state_at + place, PACKED)
             else:
                 state_at -= PLACE
             us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
