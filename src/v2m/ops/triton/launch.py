@@ -105,8 +105,8 @@ TILES: dict[str, tuple[Tile, ...]] = {
         Tile(32, 2, group=2),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
-    "project_backward_low": (Tile(64, 32, 2, 3), Tile(64, 64, 4, 3)),
-    "project_backward": (Tile(64, 32, 4, registers=128), Tile(64, 64, 4), Tile(32, 32, 2)),
+    "project_backward_low": (Tile(128, 32, 2, 3), Tile(64, 64, 4, 3)),
+    "project_backward": (Tile(64, 16, 2, registers=128), Tile(64, 32, 4), Tile(32, 32, 2)),
     "conv_backward": (Tile(64, 8, 1), Tile(64, 16, 2)),
     "gate": (Tile(128, 32, 4),),
 }
