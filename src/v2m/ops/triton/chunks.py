@@ -8,8 +8,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scan import PTX
-
 
 @triton.jit
 def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr, EVEN: tl.constexpr):
@@ -46,47 +44,6 @@ def columns(tile):
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     return first, second, third, fourth
-
-
-@triton.jit
-def far_rows(pointers, strides, first, COUNT: tl.constexpr):
-    """Addresses of COUNT rows from the `first` on of some grids, one a lane, and steps to the next.
-
-    pointers: to the grids' rows 0, strides: elements between rows.
-    """
-    lane = tl.arange(0, 32)
-    at = tl.zeros([32], tl.int64)
-    step = tl.zeros([32], tl.int64)
-    for i in tl.static_range(len(pointers)):
-        row = strides[i].to(tl.int64) * (pointers[i].dtype.element_ty.primitive_bitwidth // 8)
-        mine = lane // COUNT == i
-        at = tl.where(mine, pointers[i].to(tl.int64) + (first + lane % COUNT) * row, at)
-        step = tl.where(mine, COUNT * row, step)
-    return at, step
-
-
-@triton.jit
-def fetch(addresses, wanted):
-    """Have what lies at the wanted addresses brought to the L2 cache, without waiting for it."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
-        "=r,l,r", [addresses, wanted.to(tl.int32)], tl.int32, False, 1,
-    )  # fmt: skip
-
-
-@triton.jit
-def opaque(pointers):
-    """The pointers as they are; but the compiler no longer sees how they were made.
-
-    It would take a scalar and a lane apart and add them at every use, a quarter of the replay's
-    instructions that compute nothing.
-    """
-    if PTX:
-        known = tl.inline_asm_elementwise(
-            "mov.b64 $0, $1;", "=l,l", [pointers.to(tl.int64)], tl.int64, True, 1
-        )
-        return known.to(pointers.dtype)
-    return pointers
 
 
 @triton.jit

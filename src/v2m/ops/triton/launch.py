@@ -98,7 +98,12 @@ class Tile:
 # Every launch that may be chosen, the usual one first; of a scan, the second is that of long lines.
 # Why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
-    "scan_forward": (Tile(64, registers=128), Tile(64)),
+    "scan_forward": (
+        Tile(64, registers=128),
+        Tile(64, fetch=True),
+        Tile(64, registers=128, fetch=True),
+        Tile(64),
+    ),
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
         Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
@@ -106,7 +111,7 @@ TILES: dict[str, tuple[Tile, ...]] = {
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
     "project_backward_low": (Tile(128, 32, 2, 3), Tile(64, 64, 4, 3)),
-    "project_backward": (Tile(64, 16, 2, registers=128), Tile(64, 32, 4), Tile(32, 32, 2)),
+    "project_backward": (Tile(64, 32, 4, registers=128), Tile(128, 32, 8), Tile(32, 32, 2)),
     "conv_backward": (Tile(64, 8, 1), Tile(64, 16, 2)),
     "gate": (Tile(128, 32, 4),),
 }

@@ -8,11 +8,15 @@ memory is the limit; in the scan they would compete with the exponentials of the
 Addresses are a 64-bit scalar for the tile and 32-bit offsets inside it.
 """
 
+# Tuples of tensors grow by +: the kernel language has no star.
+# ruff: noqa: RUF005
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from .ptx import hold
 from .scan import sigmoid, step_size
 
 GRID_SIZES = ["tokens", "height", "width", "sources", "downs", "reverses"]
@@ -49,32 +53,51 @@ def store_tile(pointers, values, mask, EVEN: tl.constexpr):
 
 
 @triton.jit
+def conv_tap(
+    pointers, step, taps, position, e, E, mask_t, mask_e, tap, WIDTH: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """The tokens `tap` before, zeros where the line begins later, and their weights."""
+    taken = (position >= tap)[:, None]
+    if not EVEN:
+        taken = (mask_t[:, None] & mask_e[None, :]) & taken
+    w = load_tile(taps + (WIDTH - 1 - tap) * E + e, mask_e, EVEN)
+    return tl.load(pointers - tap * step, mask=taken, other=0.0), w[None, :]
+
+
+@triton.jit
 def causal_conv(
-    pointers, step, weight, bias, position, e, mask_t, mask_e,
+    pointers, step, taps, bias, position, e, E, mask_t, mask_e,
     WIDTH: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
     """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
 
     pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
-    The taps are a loop on purpose: unrolled, the compiler would move the layout a matrix product
-    wants up to the loads and compute everything twice.
     """
     first = load_tile(bias + e, mask_e, EVEN).to(tl.float32)
     total = tl.broadcast_to(first[None, :], pointers.shape)
+    if AT_ONCE:
+        values = ()
+        weights = ()
+        for tap in tl.static_range(WIDTH):
+            value, w = conv_tap(
+                pointers, step, taps, position, e, E, mask_t, mask_e, tap, WIDTH, EVEN
+            )
+            values = values + (value,)
+            weights = weights + (w,)
+        for tap in tl.static_range(WIDTH):
+            total += values[tap].to(tl.float32) * weights[tap]
+        return hold(total)
     for tap in range(WIDTH):
-        taken = (position >= tap)[:, None]
-        if not EVEN:
-            taken = (mask_t[:, None] & mask_e[None, :]) & taken
-        value = tl.load(pointers - tap * step, mask=taken, other=0.0)
-        w = load_tile(weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, EVEN)
-        total += value.to(tl.float32) * w.to(tl.float32)[None, :]
+        value, w = conv_tap(pointers, step, taps, position, e, E, mask_t, mask_e, tap, WIDTH, EVEN)
+        total += value.to(tl.float32) * w
     return total
 
 
 @triton.jit(do_not_specialize=GRID_SIZES)
 def project_kernel(
-    x, conv_weight, conv_bias, x_proj, dt_proj, dt_bias,
+    x, taps, conv_bias, x_proj, dt_proj, dt_bias,
     u, dt, low_rank, projected,
     tokens, E, N, height, width, x_stride,
     sources,  # 4 bits a scan: which slab of x it reads
@@ -86,10 +109,10 @@ def project_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     EVEN: tl.constexpr,  # whole tiles
 ):  # fmt: skip
-    """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH); x_proj:
-    (PADDED_R + PADDED_N, E) and dt_proj: (PADDED_R, E), as prepare.py leaves them.
+    """x: (sources, tokens, E), rows x_stride apart. taps, x_proj and dt_proj: see `Prepared`.
 
     u = silu(conv(x)) and dt = softplus(dt_proj(low rank) + dt_bias): (scans, tokens, E);
     low_rank: (scans, tokens, PADDED_R) or None; projected: B or C, (scans, tokens, N), float32.
@@ -118,15 +141,18 @@ def project_kernel(
         e = first + lane
         mask_e = e < E
         pointers = (x + row_in * x_stride + first) + tile_in
+        weights = x_proj + e[:, None]
+        w_low = load_tile(weights + r[None, :] * E, mask_e[:, None], EVEN)
+        w_other = load_tile(weights + (PADDED_R + n)[None, :] * E, mask_e[:, None], EVEN)
         conv = causal_conv(
-            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH, EVEN
+            pointers, step, taps, conv_bias, position, e, E, mask_t, mask_e, WIDTH, AT_ONCE, EVEN
         )
         value = (conv * sigmoid(conv)).to(dtype)
         mask = mask_t[:, None] & mask_e[None, :]
         store_tile((u + row_out * E + first) + tile_out, value, mask, EVEN)
-        weights = x_proj + e[:, None]
-        w_low = load_tile(weights + r[None, :] * E, mask_e[:, None], EVEN)
-        w_other = load_tile(weights + (PADDED_R + n)[None, :] * E, mask_e[:, None], EVEN)
+        if AT_ONCE:
+            w_low = hold(w_low)
+            w_other = hold(w_other)
         low = tl.dot(value, w_low, low, input_precision=PRECISION)
         other = tl.dot(value, w_other, other, input_precision=PRECISION)
 

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from .gate import gate_gradient
 from .project import GRID_SIZES, causal_conv, load_tile, scan_position, store_tile
+from .ptx import hold
 from .scan import nonzero_gate, sigmoid
 
 
@@ -34,7 +35,7 @@ def project_backward_low_kernel(
     """dlow: (scans, tokens, PADDED_R + PADDED_N), from ddt dt_proj and the sum of dprojected.
 
     ddt: (scans, tokens, E), before the softplus; dprojected: (scans, tokens, blocks, N); dt_proj:
-    (PADDED_R, E), as prepare.py leaves it.
+    see `Prepared`.
     """
     local = tl.arange(0, BLOCK_T)
     start = tl.program_id(0) * BLOCK_T
@@ -63,7 +64,7 @@ def project_backward_low_kernel(
 
 @triton.jit(do_not_specialize=[*GRID_SIZES, "scans"])
 def project_backward_kernel(
-    x, conv_weight, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
+    x, taps, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
     tokens, E, N, R, height, width, x_stride,
     scans, sources, downs, reverses,
     WIDTH: tl.constexpr,
@@ -76,8 +77,8 @@ def project_backward_kernel(
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
-    x_proj, low_rank, dlow: as prepare.py, `project_kernel` and `project_backward_low_kernel` leave
-    them. partial: (programs, R + R + N, E), float32: one program's share of the gradients of
+    taps and x_proj: see `Prepared`; low_rank and dlow: as the kernels that make them leave them.
+    partial: (programs, R + R + N, E), float32: one program's share of the gradients of
     dt_proj (transposed) and x_proj.
     """
     program = tl.program_id(0)
@@ -119,14 +120,20 @@ def project_backward_kernel(
             d_step = load_tile((ddt + row * E + first) + tile, mask, EVEN)
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
-                pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
-                position, e, mask_t, mask_e, WIDTH, EVEN,
+                pointers, stride.to(tl.int64) * x_stride, taps, conv_bias,
+                position, e, E, mask_t, mask_e, WIDTH, True, EVEN,
             )  # fmt: skip
+            low = hold(low)
+            other = hold(other)
+            x_low = hold(x_low)
+            d_step = hold(d_step)
             gate = sigmoid(conv)
             slope = gate * (1.0 + conv * (1.0 - gate))  # one tile to bring to the products' layout
             d_input = tl.dot(low, w_low, d_value.to(tl.float32), input_precision=PRECISION)
             d_input = tl.dot(other, w_other, d_input, input_precision=PRECISION)
-            store_tile(du_pointers, d_input * slope, mask, EVEN)
+            if dtype != tl.float32:
+                slope = slope.to(tl.float16)
+            store_tile(du_pointers, d_input * slope.to(tl.float32), mask, EVEN)
             # Rows past the end count for nothing: `low`, `other` and `x_low` are zero there.
             value = (conv * gate).to(dtype)
             d_low = tl.dot(tl.trans(low), value, d_low, input_precision=PRECISION)
@@ -142,7 +149,7 @@ def project_backward_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "height", "width"])
 def conv_backward_kernel(
-    d_out, x, conv_weight, z, dy, y, dx, dz, partial,
+    d_out, x, taps, z, dy, y, dx, dz, partial,
     tokens, E, height, width, x_stride, z_stride,
     sources: tl.constexpr,  # known when compiled, so that no load waits for a branch
     downs: tl.constexpr,
@@ -172,8 +179,8 @@ def conv_backward_kernel(
     tile_z = local[:, None] * z_stride + lane[None, :]
     weights = ()
     for tap in tl.static_range(WIDTH):
-        w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0)
-        weights = weights + (w.to(tl.float32)[None, :],)
+        w = tl.load(taps + (WIDTH - 1 - tap) * E + e, mask_e, 0.0)
+        weights = weights + (w[None, :],)
     shares = ()
     for _ in tl.static_range(COUNT * (WIDTH + 1)):
         shares = shares + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)

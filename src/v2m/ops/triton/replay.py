@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chunks import columns, far_rows, fetch, floats, load_rows, load_steps, opaque, store_state
+from .chunks import columns, floats, load_rows, load_steps, store_state
+from .ptx import far_rows, fetch, opaque
 from .scan import step_size
 
 

@@ -10,20 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .launch import speaks_ptx
+from .ptx import far_rows, fetch, reciprocal
 
+FETCHED = tl.constexpr(3)  # steps ahead
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
-PTX = tl.constexpr(speaks_ptx())
-
-
-@triton.jit
-def reciprocal(x):
-    """1 / x within an ulp or two; a quotient takes five instructions, for sizes beyond 2^126."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1
-        )
-    return 1.0 / x
 
 
 @triton.jit
@@ -133,6 +123,7 @@ def scan_forward_kernel(
     MIRROR_H: tl.constexpr,
     MIRROR_W: tl.constexpr,
     SOFTPLUS: tl.constexpr,  # see step_size
+    FETCH: tl.constexpr,  # rows are brought to the L2 some steps ahead
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -170,6 +161,26 @@ def scan_forward_kernel(
         offset_y = y_token * E
         if not SUMMED:
             offset_y += ((slots >> (4 * scan)) & 15) * slab * E
+        if FETCH:
+            half = BLOCK_E // 2  # a cache line is fetched in two pieces
+            corner = offset + tl.program_id(1) * BLOCK_E
+            rows = (u + corner, u + (corner + half), dt + corner, dt + (corner + half))
+            strides = (stride * E, stride * E, stride * E, stride * E)
+            if z is not None and (k == SCANS - 1 or not GATE_SUM):
+                corner = offset_z + tl.program_id(1) * BLOCK_E
+                rows = rows + (z + corner, z + (corner + half))
+                strides = strides + (stride * z_stride, stride * z_stride)
+            if ADD or k > 0:
+                corner = offset_y + tl.program_id(1) * BLOCK_E
+                rows = rows + (y + corner, y + (corner + half))
+                strides = strides + (y_stride * E, y_stride * E)
+            if B is not None:
+                rows = rows + (B + offset_n,)
+                strides = strides + (stride * N,)
+            if C is not None:
+                rows = rows + (C + offset_n,)
+                strides = strides + (stride * N,)
+            far, far_step = far_rows(rows, strides, FETCHED, 1)
         u_next = tl.load(u + offset + e, mask=mask_e, other=0.0)
         dt_next = tl.load(dt + offset + e, mask=mask_e, other=0.0)
         if z is not None and (k == SCANS - 1 or not GATE_SUM):
@@ -182,6 +193,9 @@ def scan_forward_kernel(
             y_next = tl.load(y + offset_y + e, mask=mask_e, other=0.0)
         h = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
         for i in range(steps):
+            if FETCH:
+                fetch(far, (tl.arange(0, 32) < len(rows)) & (i + FETCHED < steps))
+                far += far_step
             more_e = e < tl.where(i + 1 < steps, E, 0)
             more_n = n < tl.where(i + 1 < steps, N, 0)
             x = u_next.to(tl.float32)
