@@ -21,21 +21,19 @@ import triton.language as tl
 
 
 def _program() -> str:
-    """8 results, all the same, from 8 values, a factor and the eight words of `picks`.
+    """8 results, all the same, from 8 values and the eight words of `picks`.
 
-    In the lanes 4 n .. 4 n + 3 it is the sum of state n, each value times its channel's factor.
+    In the lanes 4 n .. 4 n + 3 it is the sum of state n.
     """
     first = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     second = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
-    # Behind 8 results and 8 values come the factor and the picks, each of them 8 times.
-    lower, upper = (", ".join(f"${24 + 8 * i}" for i in group) for group in (range(4), range(4, 8)))
+    # Behind 8 results and 8 values; each is there 8 times.
+    lower, upper = (", ".join(f"${16 + 8 * i}" for i in group) for group in (range(4), range(4, 8)))
     return f"""{{
-        .reg .b32 v<4>, s<4>, half, factor, none; .reg .f32 a<4>, c<4>, zero;
+        .reg .b32 v<4>, s<4>, half; .reg .f32 a<4>, c<4>, zero;
         mov.f32 zero, 0f00000000; mov.b32 half, 0x3f000000;
         cvt.rn.bf16x2.f32 v0, $9, $8; cvt.rn.bf16x2.f32 v1, $11, $10;
         cvt.rn.bf16x2.f32 v2, $13, $12; cvt.rn.bf16x2.f32 v3, $15, $14;
-        cvt.rn.bf16x2.f32 factor, $16, $16; mov.b32 none, 0x80008000;
-        {" ".join(f"fma.rn.bf16x2 v{i}, v{i}, factor, none;" for i in range(4))}
         {first} {{a0, a1, a2, a3}}, {{{lower}}}, {{v0, v1}}, {{zero, zero, zero, zero}};
         {first} {{a0, a1, a2, a3}}, {{{upper}}}, {{v2, v3}}, {{a0, a1, a2, a3}};
         {" ".join(f"mov.b32 s{i}, a{i};" for i in range(4))}
@@ -46,7 +44,7 @@ def _program() -> str:
 
 
 _PROGRAM = tl.constexpr(_program())
-_REGISTERS = tl.constexpr(",".join(["=f"] * 8 + ["f"] * 16 + ["r"] * 64))
+_REGISTERS = tl.constexpr(",".join(["=f"] * 8 + ["f"] * 8 + ["r"] * 64))
 
 
 @triton.jit
@@ -70,9 +68,9 @@ def _the_first(a, b):
 
 @triton.jit
 def store_channel_sum(
-    pointer, values, factors, ones, n, N, alive, BY_PRODUCT: tl.constexpr, EVEN: tl.constexpr
+    pointer, values, ones, n, N, alive, BY_PRODUCT: tl.constexpr, EVEN: tl.constexpr
 ):
-    """Store the sums over the channels of (E, N) values times (E,) factors, if the step is alive.
+    """Store the sums of (E, N) values over their channels, unless the step is not alive.
 
     pointer: to the first of the N sums; ones: of `picks`.
     """
@@ -80,7 +78,7 @@ def store_channel_sum(
         E: tl.constexpr = values.shape[0]
         GROUPS: tl.constexpr = values.shape[1] // 8
         sums = tl.inline_asm_elementwise(
-            _PROGRAM, _REGISTERS, (values, factors[:, None]) + ones, tl.float32, True, 8
+            _PROGRAM, _REGISTERS, (values,) + ones, tl.float32, True, 8
         )
         sums = tl.reduce(tl.reshape(sums, [E, GROUPS, 8]), 2, _the_first)
         lane = tl.arange(0, E)[:, None]
@@ -90,5 +88,5 @@ def store_channel_sum(
             mask = mask & alive & (state < N)
         tl.store(pointer + state, sums.to(pointer.dtype.element_ty), mask)
     else:
-        sums = tl.sum(values * factors[:, None], axis=0)
+        sums = tl.sum(values, axis=0)
         tl.store(pointer + n, sums.to(pointer.dtype.element_ty), alive & (n < N))

@@ -81,7 +81,7 @@ class Tile:
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
     packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
     ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
-    fetch: bool = False  # of a scan's backward: rows are brought to the L2 before they are loaded
+    fetch: bool = False  # of a scan: rows are brought to the L2 before they are loaded
     registers: int | None = None  # the most that a thread may have
 
     @property
@@ -98,12 +98,7 @@ class Tile:
 # Every launch that may be chosen, the usual one first; of a scan, the second is that of long lines.
 # Why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
-    "scan_forward": (
-        Tile(64, registers=128),
-        Tile(64, fetch=True),
-        Tile(64, registers=128, fetch=True),
-        Tile(64),
-    ),
+    "scan_forward": (Tile(64, registers=128), Tile(64, fetch=True)),
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
         Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),

@@ -233,11 +233,11 @@ def project(
         low_rank = torch.empty(count, tokens, pads["PADDED_R"], dtype=dtype, device=device)
     tile = pick("project")
     project_kernel[triton.cdiv(tokens, tile.tokens), count](
-        x, prepared.taps, weights.conv_bias, prepared.x_proj, prepared.dt_proj,
+        x, weights.conv_weight, weights.conv_bias, prepared.x_proj, prepared.dt_proj,
         weights.dt_bias, u, dt, low_rank, projected,
         tokens, channels, states, grid.height, grid.width, x_stride,
         **_scan_bits(scans), WIDTH=weights.conv_weight.shape[1], **pads, BLOCK_T=tile.tokens,
-        BLOCK_E=tile.channels, PRECISION=precision(dtype), AT_ONCE=tile.fetch, EVEN=_even(grid, tile), **tile.options,
+        BLOCK_E=tile.channels, PRECISION=precision(dtype), EVEN=_even(grid, tile), **tile.options,
     )  # fmt: skip
     return u, dt, projected, low_rank
 
@@ -301,7 +301,7 @@ def project_backward(
     programs = min(triton.cdiv(tokens, tile.tokens), max(1, resident))
     partial = torch.empty(programs, 2 * rank + states, channels, dtype=torch.float32, device=device)
     project_backward_kernel[programs, blocks](
-        x, prepared.taps, weights.conv_bias, prepared.x_proj, low_rank, ddt, dlow, du,
+        x, weights.conv_weight, weights.conv_bias, prepared.x_proj, low_rank, ddt, dlow, du,
         partial, tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
         BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),
@@ -315,7 +315,7 @@ def project_backward(
     shares = torch.empty(sources * tiles, width + 1, channels, dtype=torch.float32, device=device)
     z, z_stride, dz, dy, y = gate or (None, 0, None, None, None)
     conv_backward_kernel[tiles, blocks](
-        du, x, prepared.taps, z, dy, y, dx, dz, shares,
+        du, x, weights.conv_weight, z, dy, y, dx, dz, shares,
         tokens, channels, grid.height, grid.width, x_stride, z_stride,
         COUNT=sources, SCANS=count, **_scan_bits(scans), LEAST_GATE=least_gate(dtype), WIDTH=width,
         BLOCK_T=rows, BLOCK_E=tile.channels, **tile.options,

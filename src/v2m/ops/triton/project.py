@@ -54,19 +54,22 @@ def store_tile(pointers, values, mask, EVEN: tl.constexpr):
 
 @triton.jit
 def conv_tap(
-    pointers, step, taps, position, e, E, mask_t, mask_e, tap, WIDTH: tl.constexpr, EVEN: tl.constexpr
+    pointers, step, weight, position, e, mask_t, mask_e, tap,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The tokens `tap` before, zeros where the line begins later, and their weights."""
+    """What lies `tap` tokens before, zeros where the line begins later, and its weights."""
     taken = (position >= tap)[:, None]
     if not EVEN:
         taken = (mask_t[:, None] & mask_e[None, :]) & taken
-    w = load_tile(taps + (WIDTH - 1 - tap) * E + e, mask_e, EVEN)
-    return tl.load(pointers - tap * step, mask=taken, other=0.0), w[None, :]
+    value = tl.load(pointers - tap * step, mask=taken, other=0.0)
+    w = load_tile(weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, EVEN)
+    return value, w.to(tl.float32)[None, :]
 
 
 @triton.jit
 def causal_conv(
-    pointers, step, taps, bias, position, e, E, mask_t, mask_e,
+    pointers, step, weight, bias, position, e, mask_t, mask_e,
     WIDTH: tl.constexpr,
     AT_ONCE: tl.constexpr,
     EVEN: tl.constexpr,
@@ -74,6 +77,8 @@ def causal_conv(
     """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
 
     pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
+    AT_ONCE: all taps are loaded before one is used. Else they are a loop on purpose: unrolled, the
+    compiler would move the layout a matrix product wants up to the loads and compute all twice.
     """
     first = load_tile(bias + e, mask_e, EVEN).to(tl.float32)
     total = tl.broadcast_to(first[None, :], pointers.shape)
@@ -82,7 +87,7 @@ def causal_conv(
         weights = ()
         for tap in tl.static_range(WIDTH):
             value, w = conv_tap(
-                pointers, step, taps, position, e, E, mask_t, mask_e, tap, WIDTH, EVEN
+                pointers, step, weight, position, e, mask_t, mask_e, tap, WIDTH, EVEN
             )
             values = values + (value,)
             weights = weights + (w,)
@@ -90,14 +95,14 @@ def causal_conv(
             total += values[tap].to(tl.float32) * weights[tap]
         return hold(total)
     for tap in range(WIDTH):
-        value, w = conv_tap(pointers, step, taps, position, e, E, mask_t, mask_e, tap, WIDTH, EVEN)
+        value, w = conv_tap(pointers, step, weight, position, e, mask_t, mask_e, tap, WIDTH, EVEN)
         total += value.to(tl.float32) * w
     return total
 
 
 @triton.jit(do_not_specialize=GRID_SIZES)
 def project_kernel(
-    x, taps, conv_bias, x_proj, dt_proj, dt_bias,
+    x, conv_weight, conv_bias, x_proj, dt_proj, dt_bias,
     u, dt, low_rank, projected,
     tokens, E, N, height, width, x_stride,
     sources,  # 4 bits a scan: which slab of x it reads
@@ -109,10 +114,10 @@ def project_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
-    AT_ONCE: tl.constexpr,
     EVEN: tl.constexpr,  # whole tiles
 ):  # fmt: skip
-    """x: (sources, tokens, E), rows x_stride apart. taps, x_proj and dt_proj: see `Prepared`.
+    """x: (sources, tokens, E), rows x_stride apart. conv_weight: (E, WIDTH); x_proj, dt_proj: see
+    `Prepared`.
 
     u = silu(conv(x)) and dt = softplus(dt_proj(low rank) + dt_bias): (scans, tokens, E);
     low_rank: (scans, tokens, PADDED_R) or None; projected: B or C, (scans, tokens, N), float32.
@@ -141,18 +146,15 @@ def project_kernel(
         e = first + lane
         mask_e = e < E
         pointers = (x + row_in * x_stride + first) + tile_in
-        weights = x_proj + e[:, None]
-        w_low = load_tile(weights + r[None, :] * E, mask_e[:, None], EVEN)
-        w_other = load_tile(weights + (PADDED_R + n)[None, :] * E, mask_e[:, None], EVEN)
         conv = causal_conv(
-            pointers, step, taps, conv_bias, position, e, E, mask_t, mask_e, WIDTH, AT_ONCE, EVEN
+            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH, False, EVEN
         )
         value = (conv * sigmoid(conv)).to(dtype)
         mask = mask_t[:, None] & mask_e[None, :]
         store_tile((u + row_out * E + first) + tile_out, value, mask, EVEN)
-        if AT_ONCE:
-            w_low = hold(w_low)
-            w_other = hold(w_other)
+        weights = x_proj + e[:, None]
+        w_low = load_tile(weights + r[None, :] * E, mask_e[:, None], EVEN)
+        w_other = load_tile(weights + (PADDED_R + n)[None, :] * E, mask_e[:, None], EVEN)
         low = tl.dot(value, w_low, low, input_precision=PRECISION)
         other = tl.dot(value, w_other, other, input_precision=PRECISION)
 

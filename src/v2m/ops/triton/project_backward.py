@@ -64,7 +64,7 @@ def project_backward_low_kernel(
 
 @triton.jit(do_not_specialize=[*GRID_SIZES, "scans"])
 def project_backward_kernel(
-    x, taps, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
+    x, conv_weight, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
     tokens, E, N, R, height, width, x_stride,
     scans, sources, downs, reverses,
     WIDTH: tl.constexpr,
@@ -77,7 +77,7 @@ def project_backward_kernel(
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
-    taps and x_proj: see `Prepared`; low_rank and dlow: as the kernels that make them leave them.
+    x_proj: see `Prepared`; low_rank and dlow: as the kernels that make them leave them.
     partial: (programs, R + R + N, E), float32: one program's share of the gradients of
     dt_proj (transposed) and x_proj.
     """
@@ -120,8 +120,8 @@ def project_backward_kernel(
             d_step = load_tile((ddt + row * E + first) + tile, mask, EVEN)
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
-                pointers, stride.to(tl.int64) * x_stride, taps, conv_bias,
-                position, e, E, mask_t, mask_e, WIDTH, True, EVEN,
+                pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
+                position, e, mask_t, mask_e, WIDTH, True, EVEN,
             )  # fmt: skip
             low = hold(low)
             other = hold(other)
@@ -149,7 +149,7 @@ def project_backward_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "height", "width"])
 def conv_backward_kernel(
-    d_out, x, taps, z, dy, y, dx, dz, partial,
+    d_out, x, conv_weight, z, dy, y, dx, dz, partial,
     tokens, E, height, width, x_stride, z_stride,
     sources: tl.constexpr,  # known when compiled, so that no load waits for a branch
     downs: tl.constexpr,
@@ -179,8 +179,8 @@ def conv_backward_kernel(
     tile_z = local[:, None] * z_stride + lane[None, :]
     weights = ()
     for tap in tl.static_range(WIDTH):
-        w = tl.load(taps + (WIDTH - 1 - tap) * E + e, mask_e, 0.0)
-        weights = weights + (w[None, :],)
+        w = tl.load(conv_weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, 0.0)
+        weights = weights + (w.to(tl.float32)[None, :],)
     shares = ()
     for _ in tl.static_range(COUNT * (WIDTH + 1)):
         shares = shares + (tl.zeros([BLOCK_T, BLOCK_E], tl.float32),)

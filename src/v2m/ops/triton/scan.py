@@ -5,6 +5,9 @@ arithmetic. The loads of the next step are issued before the work of this one, s
 bound by their latency otherwise.
 """
 
+# Tuples of tensors grow by +: the kernel language has no star.
+# ruff: noqa: RUF005
+
 from __future__ import annotations
 
 import triton
@@ -103,6 +106,12 @@ def step_size(dt, bias, SOFTPLUS: tl.constexpr):
     return dt
 
 
+@triton.jit
+def halves(pointer, stride, BLOCK_E: tl.constexpr):
+    """Where both halves of a row of channels lie, to be fetched: a row may take a cache line."""
+    return (pointer, pointer + BLOCK_E // 2), (stride, stride)
+
+
 # Whole numbers that vary freely: no version of a kernel for each that is 1 or a multiple of 16.
 SIZES = ["tokens", "length", "inner", "outer", "window", "height", "width"]
 SIZES += ["sources", "slots", "reverses"]
@@ -162,24 +171,20 @@ def scan_forward_kernel(
         if not SUMMED:
             offset_y += ((slots >> (4 * scan)) & 15) * slab * E
         if FETCH:
-            half = BLOCK_E // 2  # a cache line is fetched in two pieces
-            corner = offset + tl.program_id(1) * BLOCK_E
-            rows = (u + corner, u + (corner + half), dt + corner, dt + (corner + half))
-            strides = (stride * E, stride * E, stride * E, stride * E)
+            block = tl.program_id(1) * BLOCK_E
+            rows, strides = halves(u + (offset + block), stride * E, BLOCK_E)
+            found = halves(dt + (offset + block), stride * E, BLOCK_E)
+            rows, strides = rows + found[0], strides + found[1]
             if z is not None and (k == SCANS - 1 or not GATE_SUM):
-                corner = offset_z + tl.program_id(1) * BLOCK_E
-                rows = rows + (z + corner, z + (corner + half))
-                strides = strides + (stride * z_stride, stride * z_stride)
+                found = halves(z + (offset_z + block), stride * z_stride, BLOCK_E)
+                rows, strides = rows + found[0], strides + found[1]
             if ADD or k > 0:
-                corner = offset_y + tl.program_id(1) * BLOCK_E
-                rows = rows + (y + corner, y + (corner + half))
-                strides = strides + (y_stride * E, y_stride * E)
+                found = halves(y + (offset_y + block), y_stride * E, BLOCK_E)
+                rows, strides = rows + found[0], strides + found[1]
             if B is not None:
-                rows = rows + (B + offset_n,)
-                strides = strides + (stride * N,)
+                rows, strides = rows + (B + offset_n,), strides + (stride * N,)
             if C is not None:
-                rows = rows + (C + offset_n,)
-                strides = strides + (stride * N,)
+                rows, strides = rows + (C + offset_n,), strides + (stride * N,)
             far, far_step = far_rows(rows, strides, FETCHED, 1)
         u_next = tl.load(u + offset + e, mask=mask_e, other=0.0)
         dt_next = tl.load(dt + offset + e, mask=mask_e, other=0.0)

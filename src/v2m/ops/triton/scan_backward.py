@@ -36,7 +36,7 @@ from .chunks import (
     store_state,
     unpacked,
 )
-from .ptx import far_rows, fetch, opaque
+from .ptx import far_rows, fetch
 from .replay import replay
 from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
 
@@ -136,13 +136,13 @@ def consume(
             g_out *= gate * open_
         if Cs is not None:
             store_channel_sum(
-                dC + j * stride_share, states[j + 1], g_out, ones, n, N, j < alive,
+                dC + j * stride_share, states[j + 1] * g_out[:, None], ones, n, N, j < alive,
                 SUM_BY_PRODUCT, EVEN,
             )  # fmt: skip
         g = p + g_out[:, None] * C_now
         if Bs is not None:
             store_channel_sum(
-                dB + j * stride_share, g, step * x, ones, n, N, j < alive,
+                dB + j * stride_share, g * (step * x)[:, None], ones, n, N, j < alive,
                 SUM_BY_PRODUCT, EVEN,
             )  # fmt: skip
         g_in = tl.sum(g * B_now, axis=1)
@@ -240,9 +240,7 @@ def scan_backward_kernel(
         stride_n = stride * N
         token, steps = segment_start(segment, length, inner, outer, window, reverse)
         y_token = mirrored(token, height, width, MIRROR_H, MIRROR_W)
-        stride_y = stride_e
-        if MIRROR_H or MIRROR_W:
-            stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
+        stride_y = (mirrored(token + stride, height, width, MIRROR_H, MIRROR_W) - y_token) * E
         if DY_SLOTS:
             y_token += slot
         row = slot + token
@@ -257,7 +255,7 @@ def scan_backward_kernel(
         last = first * stride_e.to(tl.int64)
         us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
         dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
-        dy_at = dy + (y_token * E + first * stride_y.to(tl.int64)) + e
+        dy_at = dy + (y_token * E + first * stride_y) + e
         dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
         B_at = None
         if B is not None:
@@ -290,11 +288,6 @@ def scan_backward_kernel(
             )
         tl.debug_barrier()
         state = load_state(state_at + place, PACKED)
-        u_at = opaque(u_at)
-        dt_at = opaque(dt_at)
-        dy_at = opaque(dy_at)
-        du_at = opaque(du_at)
-        ddt_at = opaque(ddt_at)
         for _ in range(chunks):
             alive = tl.minimum(steps - first, CHUNK)
             if FETCH:
