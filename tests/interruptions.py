@@ -1,16 +1,24 @@
-"""Ending a run where a test wants it."""
+"""Ending a run where a test wants it, and comparing it with one that was not."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from v2m.engine import trainer as trainer_module
+from v2m.engine.rundir import RunDirectory
+
+# How long things take is not the same twice.
+TIMES = ("seconds", "images_per_second", "machine", "peak_memory_gib")
 
 
 class Killed(BaseException):
@@ -52,3 +60,22 @@ def in_a_process(work: Callable[[], Any]) -> int:
 def kill_process() -> None:
     """SIGKILL, to oneself."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def comparable(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Bit for bit: every figure, the weights, and the state of the last checkpoint."""
+    assert comparable(one) == comparable(two)
+    newest = [RunDirectory(run).store.newest(pytest.fail) for run in (one, two)]
+    pairs = [
+        (a / "training_state.safetensors", b / "training_state.safetensors") for a, b in [newest]
+    ]
+    for pair in [*pairs, (one / "model.safetensors", two / "model.safetensors")]:
+        a, b = map(load_file, pair)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), key

@@ -177,6 +177,7 @@ def test_a_trained_classifier_is_where_a_detector_starts(objects, tmp_path):
         ("detect", "mix.mixup=0.8", "task = 'detect' has no use for mix"),
         ("segment", "optim.layer_decay=0.8", "task = 'segment' has no use for optim.layer_decay"),
         ("segment", "run.compile=true", "no use for run.compile"),
+        ("detect", "run.cuda_graph=true", "no use for run.cuda_graph"),
         ("segment", "optim.accumulation=4", "at least 2: raise it"),
         ("detect", "data.name=none", "no data set is named"),
         ("segment", "data.name=none", "no data set is named"),

@@ -142,11 +142,9 @@ def test_two_ranks_train_as_one(tmp_path: Path, alone: Path, plain: TrainConfig,
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_gpus_train_as_one(tmp_path: Path, plain: TrainConfig, parallel: str) -> None:
-    config = apply_overrides(
-        plain, ["run.device=cuda", "run.precision=float32", f"run.parallel={parallel}"]
-    )
+@pytest.mark.parametrize("way", ["run.parallel=ddp", "run.parallel=fsdp", "run.cuda_graph=true"])
+def test_two_gpus_train_as_one(tmp_path: Path, plain: TrainConfig, way: str) -> None:
+    config = apply_overrides(plain, ["run.device=cuda", "run.precision=float32", way])
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start(tmp_path / "one.py", config, one, 1))
     finish(start(tmp_path / "two.py", config, two, 2))

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import v2m
-from interruptions import Killed, kill, stop_at
+from interruptions import Killed, assert_same_run, comparable, kill, stop_at
 from v2m.engine import classification, saving
 from v2m.engine import loop as loop_module
 from v2m.engine import trainer as trainer_module
@@ -27,9 +27,6 @@ from v2m.engine.rundir import RunDirectory
 from v2m.engine.store import verify
 from v2m.engine.trainer import train
 from v2m.errors import InputError, NonFiniteLossError
-
-# How long things take is not the same twice.
-TIMES = ("seconds", "images_per_second", "machine", "peak_memory_gib")
 
 
 @pytest.fixture(autouse=True)
@@ -46,25 +43,6 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reporter = Reporter()
     monkeypatch.setattr(trainer_module, "Reporter", lambda: reporter)
     return reporter.messages
-
-
-def comparable(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    """Bit for bit: every figure, the weights, and the state of the last checkpoint."""
-    assert comparable(one) == comparable(two)
-    newest = [RunDirectory(run).store.newest(pytest.fail) for run in (one, two)]
-    pairs = [
-        (a / "training_state.safetensors", b / "training_state.safetensors") for a, b in [newest]
-    ]
-    for pair in [*pairs, (one / "model.safetensors", two / "model.safetensors")]:
-        a, b = map(load_file, pair)
-        assert a.keys() == b.keys()
-        for key in a:
-            assert torch.equal(a[key], b[key]), key
 
 
 @pytest.fixture(scope="module")

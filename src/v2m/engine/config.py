@@ -163,6 +163,9 @@ class RunConfig:
         "auto", "auto: bfloat16 autocast on GPUs that have it"
     )
     compile: bool = setting(False, "torch.compile the model for training")
+    cuda_graph: bool = setting(
+        False, "replay the model as CUDA graphs: no time is lost launching kernel by kernel"
+    )
     grad_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     parallel: Literal["ddp", "fsdp"] = setting(
         "ddp", "several GPUs: each holds the whole model, or fsdp: a shard of it"
@@ -191,6 +194,7 @@ OPERATIONAL_KEYS = frozenset(
         "run.device",
         "run.precision",
         "run.compile",
+        "run.cuda_graph",
         "run.grad_checkpointing",
         "run.parallel",
         "run.timeout_minutes",

@@ -25,6 +25,7 @@ class DenseTask(Task):
             (config.mix != MixConfig(), "mix.* (mixup, cutmix, label smoothing)"),
             (config.optim.layer_decay is not None, "optim.layer_decay"),
             (config.run.compile, "run.compile"),
+            (config.run.cuda_graph, "run.cuda_graph"),
             (config.run.parallel != "ddp", "run.parallel = fsdp"),
             (config.augment.on_device, "augment.on_device"),
         ):

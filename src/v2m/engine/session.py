@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from v2m.engine.config import TrainConfig
 from v2m.engine.distributed import Ranks, choose_device
+from v2m.engine.graphs import check_graphs, graphed
 from v2m.engine.loop import Loop
 from v2m.engine.optim import create_ema, create_optimizer, create_schedule
 from v2m.engine.randomness import seed_everything
@@ -66,7 +67,8 @@ def build_session(config: TrainConfig, ranks: Ranks) -> Session:
     steps = len(train_set) // data.batch_size
     steps = min(steps, config.run.limit_batches or steps)
     ema = create_ema(model, config.ema)
-    network = _network(config, model, ema, device, ranks)
+    precision, autocast = choose_precision(config.run.precision, device)
+    network = _network(config, model, ema, device, ranks, micro_batch, autocast)
     optimizer = create_optimizer(model, config.optim, global_batch=data.batch_size)
     state = TrainingState(
         model=model,
@@ -74,7 +76,6 @@ def build_session(config: TrainConfig, ranks: Ranks) -> Session:
         steps_per_epoch=steps,
         ema=ema,
     )
-    precision, autocast = choose_precision(config.run.precision, device)
     loop = Loop(
         state=state,
         network=network,
@@ -134,9 +135,13 @@ def _network(
     ema: ModelEmaV3 | None,
     device: torch.device,
     ranks: Ranks,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager],
 ) -> nn.Module:
     """What the loop calls: the model, for several ranks wrapped (ddp) or, as its average is,
-    changed into shards (fsdp), and compiled if that is wanted."""
+    changed into shards (fsdp), and compiled or captured if that is wanted."""
+    if config.run.cuda_graph:
+        check_graphs(config, device)
     if ranks.world > 1 and config.run.parallel == "fsdp":
         if explain_backend(None, device.type)[0] == "cpu":
             raise InputError(
@@ -151,8 +156,14 @@ def _network(
             shard(part, ranks, device)
         return model
     network = model
+    if config.run.cuda_graph:  # ranks exchange gradients outside the graphs
+        network = torch.compile(network) if config.run.compile else network
+        shape = micro_batch, *model.pretrained_cfg["input_size"]
+        network = graphed(network, shape, device, autocast)
     if ranks.world > 1:
         network = DistributedDataParallel(
             network, device_ids=[device.index] if device.type == "cuda" else None
         )
-    return torch.compile(network) if config.run.compile else network
+    if config.run.compile and not config.run.cuda_graph:
+        network = torch.compile(network)
+    return network

@@ -1,4 +1,4 @@
-"""What PTX can say and the kernel language cannot; where there is no PTX, left out or spelled out."""
+"""What PTX says and the kernel language cannot; where there is no PTX, left out or spelled out."""
 
 from __future__ import annotations
 
