@@ -10,13 +10,15 @@ import torch
 from torch.nn import functional as F
 
 import v2m
+from v2m.engine.graphs import graphed
 from v2m.models.registry import MODELS
 
 from .measure import Item, Row, Setting, replayed
 
 TINY, SMALL, HIER = "v2m_tiny_patch16_224", "v2m_small_patch16_224", "v2m_hier_small_224"
 DEIT_T, DEIT_S = "deit_tiny_patch16_224", "deit_small_patch16_224"
-# (name, way, size, batch); a way with "graph" replays a CUDA graph, of training the whole step.
+# (name, way, size, batch); a way with "graph" replays a CUDA graph, of training the whole step;
+# "captured" is the model alone, as with `run.cuda_graph`.
 INFERENCE = (
     (DEIT_T, "compiled graph", 224, 128),
     (TINY, "eager graph", 224, 128),
@@ -38,15 +40,19 @@ TRAINING = (
     (TINY, "eager graph", 224, 128),
     (TINY, "compiled graph", 224, 128),
     (TINY, "eager", 224, 128),
+    (TINY, "captured", 224, 128),
     (DEIT_S, "compiled", 224, 128),
     (SMALL, "eager graph", 224, 128),
     (HIER, "eager graph", 224, 128),
     (HIER, "compiled", 224, 128),
+    (HIER, "compiled captured", 224, 128),
     (HIER, "compiled graph", 224, 128),
     (DEIT_T, "compiled", 1248, 8),
     (TINY, "eager graph", 1248, 8),
+    (TINY, "eager", 1248, 8),
     (DEIT_T, "compiled", 2048, 4),
     (TINY, "eager graph", 2048, 4),
+    (TINY, "eager", 2048, 4),
 )
 
 
@@ -81,7 +87,7 @@ def registered_items(setting: Setting) -> Iterator[Item]:
     """A training step of every model there is."""
     for name in list(MODELS)[::5] if setting.tiny else MODELS:
         batch = 64
-        yield f"registered {name}", partial(training, setting, name, "eager", None, batch)
+        yield f"registered {name}", partial(training, setting, name, "eager graph", None, batch)
 
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
@@ -123,13 +129,16 @@ def training(setting: Setting, name: str, way: str, size: int | None, batch: int
     model.train()
     batch = _batch(setting, way, batch)
     run = compiled(model) if "compiled" in way and not setting.tiny else model
+    autocast = partial(torch.autocast, setting.device, setting.dtype)
+    if "captured" in way:
+        run = graphed(run, (batch, *shape), torch.device(setting.device), autocast)
     cuda = setting.device != "cpu"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=cuda, capturable=cuda)
     images = torch.randn(batch, *shape, device=setting.device)
     labels = torch.randint(10, (batch,), device=setting.device)
 
     def step():
-        with torch.autocast(setting.device, setting.dtype, cache_enabled="graph" not in way):
+        with autocast(cache_enabled="graph" not in way):
             loss = F.cross_entropy(run(images).float(), labels)
         loss.backward()
         optimizer.step()
