@@ -301,7 +301,7 @@ def project_backward(
     programs = min(triton.cdiv(tokens, tile.tokens), max(1, resident))
     partial = torch.empty(programs, 2 * rank + states, channels, dtype=torch.float32, device=device)
     project_backward_kernel[programs, blocks](
-        x, weights.conv_weight, weights.conv_bias, prepared.x_proj, low_rank, ddt, dlow, du,
+        x, prepared.taps, weights.conv_bias, prepared.x_proj, low_rank, ddt, dlow, du,
         partial, tokens, channels, states, rank, grid.height, grid.width, x_stride,
         scans=count, **_scan_bits(scans), WIDTH=width, **pads,
         BLOCK_T=tile.tokens, BLOCK_E=tile.channels, PRECISION=precision(dtype),

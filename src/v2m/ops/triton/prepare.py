@@ -23,6 +23,7 @@ class Prepared(NamedTuple):
     """Of one pass."""
 
     rates: Tensor  # (N, E), A log2(e), float32
+    taps: Tensor  # (width, E), of the convolution, float32
     x_proj: Tensor  # (padded R + padded N, E), zeros where there is no row
     dt_proj: Tensor  # (padded R, E), transposed
 
@@ -57,19 +58,25 @@ def rates_kernel(a, out, E, N, IS_LOG: tl.constexpr, PADDED_N: tl.constexpr, BLO
 
 @triton.jit
 def prepare_kernel(
-    A_log, x_proj, dt_proj, A_log2, x_proj2, dt_proj2, rates, weights, E, N, R,
+    A_log, conv_weight, x_proj, dt_proj, A_log2, conv_weight2, x_proj2, dt_proj2,
+    rates, taps, weights, E, N, R,
+    WIDTH: tl.constexpr,
     STATES: tl.constexpr,
+    PADDED_W: tl.constexpr,
     PADDED_R: tl.constexpr,
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Both passes: A_log (E, N), x_proj (R + N, E), dt_proj (E, R) of each; see `Prepared`."""
+    """Both passes: A_log (E, N), conv_weight (E, WIDTH), x_proj (R + N, E), dt_proj (E, R) of each;
+    see `Prepared`."""
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     if tl.program_id(1) == 1:
-        A_log, x_proj, dt_proj = A_log2, x_proj2, dt_proj2
+        A_log, conv_weight, x_proj, dt_proj = A_log2, conv_weight2, x_proj2, dt_proj2
         rates += N * E
+        taps += PADDED_W * E
         weights += (PADDED_R + PADDED_N + PADDED_R) * E
     store_rates(A_log, rates, e, E, N, True, STATES)
+    store_rows(conv_weight, taps, e, E, WIDTH, WIDTH, 1, PADDED_W)
     store_rows(x_proj, weights, e, E, R, 1, E, PADDED_R)
     store_rows(x_proj + R * E, weights + PADDED_R * E, e, E, N, 1, E, PADDED_N)
     store_rows(dt_proj, weights + (PADDED_R + PADDED_N) * E, e, E, R, R, 1, PADDED_R)
@@ -91,16 +98,21 @@ def prepare(first, second, dtype: torch.dtype) -> tuple[Prepared, Prepared]:
     """The weights of both passes, projections in dtype, in one launch."""
     channels, states = first.A_log.shape
     rank, device = first.dt_proj.shape[1], first.A_log.device
-    pads = padded(rank, 16), padded(states, 16)
+    width, pads = first.conv_weight.shape[1], (padded(rank, 16), padded(states, 16))
     rates = torch.empty(2, states, channels, dtype=torch.float32, device=device)
+    taps = torch.empty(2, padded(width), channels, dtype=torch.float32, device=device)
     weights = torch.empty(2, 2 * pads[0] + pads[1], channels, dtype=dtype, device=device)
     given = [
-        x.detach().contiguous() for w in (first, second) for x in (w.A_log, w.x_proj, w.dt_proj)
+        x.detach().contiguous()
+        for w in (first, second)
+        for x in (w.A_log, w.conv_weight, w.x_proj, w.dt_proj)
     ]
     prepare_kernel[triton.cdiv(channels, _BLOCK_E), 2](
-        *given, rates, weights, channels, states, rank,
-        STATES=padded(states), PADDED_R=pads[0], PADDED_N=pads[1], BLOCK_E=_BLOCK_E, num_warps=2,
+        *given, rates, taps, weights, channels, states, rank,
+        WIDTH=width, STATES=padded(states), PADDED_W=padded(width), PADDED_R=pads[0],
+        PADDED_N=pads[1], BLOCK_E=_BLOCK_E, num_warps=2,
     )  # fmt: skip
     return tuple(
-        Prepared(rates[i], *weights[i].split([pads[0] + pads[1], pads[0]])) for i in range(2)
+        Prepared(rates[i], taps[i], *weights[i].split([pads[0] + pads[1], pads[0]]))
+        for i in range(2)
     )

@@ -54,7 +54,7 @@ def store_tile(pointers, values, mask, EVEN: tl.constexpr):
 
 @triton.jit
 def conv_tap(
-    pointers, step, weight, position, e, mask_t, mask_e, tap,
+    pointers, step, weight, position, e, mask_t, mask_e, tap, e_stride, tap_stride,
     WIDTH: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -63,13 +63,13 @@ def conv_tap(
     if not EVEN:
         taken = (mask_t[:, None] & mask_e[None, :]) & taken
     value = tl.load(pointers - tap * step, mask=taken, other=0.0)
-    w = load_tile(weight + e * WIDTH + (WIDTH - 1 - tap), mask_e, EVEN)
+    w = load_tile(weight + e * e_stride + (WIDTH - 1 - tap) * tap_stride, mask_e, EVEN)
     return value, w.to(tl.float32)[None, :]
 
 
 @triton.jit
 def causal_conv(
-    pointers, step, weight, bias, position, e, mask_t, mask_e,
+    pointers, step, weight, bias, position, e, E, mask_t, mask_e,
     WIDTH: tl.constexpr,
     AT_ONCE: tl.constexpr,
     EVEN: tl.constexpr,
@@ -77,8 +77,9 @@ def causal_conv(
     """Depthwise convolution over the current and the WIDTH - 1 tokens before it in scan order.
 
     pointers: (tokens, channels), to the current tokens; the one before lies `step` elements lower.
-    AT_ONCE: all taps are loaded before one is used. Else they are a loop on purpose: unrolled, the
-    compiler would move the layout a matrix product wants up to the loads and compute all twice.
+    AT_ONCE: all taps are loaded before one is used, and weight is (WIDTH, E), to be loaded more at
+    a time. Else it is (E, WIDTH), and the taps are a loop on purpose: unrolled, the compiler would
+    move the layout a matrix product wants up to the loads and compute everything twice.
     """
     first = load_tile(bias + e, mask_e, EVEN).to(tl.float32)
     total = tl.broadcast_to(first[None, :], pointers.shape)
@@ -87,7 +88,7 @@ def causal_conv(
         weights = ()
         for tap in tl.static_range(WIDTH):
             value, w = conv_tap(
-                pointers, step, weight, position, e, mask_t, mask_e, tap, WIDTH, EVEN
+                pointers, step, weight, position, e, mask_t, mask_e, tap, 1, E, WIDTH, EVEN
             )
             values = values + (value,)
             weights = weights + (w,)
@@ -95,7 +96,9 @@ def causal_conv(
             total += values[tap].to(tl.float32) * weights[tap]
         return hold(total)
     for tap in range(WIDTH):
-        value, w = conv_tap(pointers, step, weight, position, e, mask_t, mask_e, tap, WIDTH, EVEN)
+        value, w = conv_tap(
+            pointers, step, weight, position, e, mask_t, mask_e, tap, WIDTH, 1, WIDTH, EVEN
+        )
         total += value.to(tl.float32) * w
     return total
 
@@ -147,8 +150,9 @@ def project_kernel(
         mask_e = e < E
         pointers = (x + row_in * x_stride + first) + tile_in
         conv = causal_conv(
-            pointers, step, conv_weight, conv_bias, position, e, mask_t, mask_e, WIDTH, False, EVEN
-        )
+            pointers, step, conv_weight, conv_bias, position, e, E, mask_t, mask_e, WIDTH, False,
+            EVEN,
+        )  # fmt: skip
         value = (conv * sigmoid(conv)).to(dtype)
         mask = mask_t[:, None] & mask_e[None, :]
         store_tile((u + row_out * E + first) + tile_out, value, mask, EVEN)

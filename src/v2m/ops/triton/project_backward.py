@@ -64,7 +64,7 @@ def project_backward_low_kernel(
 
 @triton.jit(do_not_specialize=[*GRID_SIZES, "scans"])
 def project_backward_kernel(
-    x, conv_weight, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
+    x, taps, conv_bias, x_proj, low_rank, ddt, dlow, du, partial,
     tokens, E, N, R, height, width, x_stride,
     scans, sources, downs, reverses,
     WIDTH: tl.constexpr,
@@ -77,7 +77,7 @@ def project_backward_kernel(
 ):  # fmt: skip
     """du: (scans, tokens, E), in: gradient of the scan's input, out: of the convolution's output.
 
-    x_proj: see `Prepared`; low_rank and dlow: as the kernels that make them leave them.
+    taps, x_proj: see `Prepared`; low_rank and dlow: as the kernels that make them leave them.
     partial: (programs, R + R + N, E), float32: one program's share of the gradients of
     dt_proj (transposed) and x_proj.
     """
@@ -120,8 +120,8 @@ def project_backward_kernel(
             d_step = load_tile((ddt + row * E + first) + tile, mask, EVEN)
             pointers = (source + start * tl.cast(x_stride, tl.int64)) + tile_in
             conv = causal_conv(
-                pointers, stride.to(tl.int64) * x_stride, conv_weight, conv_bias,
-                position, e, mask_t, mask_e, WIDTH, True, EVEN,
+                pointers, stride.to(tl.int64) * x_stride, taps, conv_bias,
+                position, e, E, mask_t, mask_e, WIDTH, True, EVEN,
             )  # fmt: skip
             low = hold(low)
             other = hold(other)
