@@ -168,7 +168,8 @@ def _allocated(setting: Setting) -> int:
 
 def _rate(setting: Setting, way: str, batch: int, time: float, before: int) -> Row:
     """before: bytes that were allocated already. The pool of a graph is in no statistic."""
+    replays = "graph" in way or "captured" in way
     row: Row = {"ms": time, "images_per_second": 1e3 * batch / time}
-    if setting.device != "cpu" and "graph" not in way:
+    if setting.device != "cpu" and not replays:
         row["memory_gb"] = (torch.cuda.max_memory_allocated() - before) / 1e9
     return row

@@ -51,4 +51,9 @@ def graphed(
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
+    # The capture was on a stream of its own, and PyTorch would warn of that at the first gradient.
+    warn_of_streams = getattr(
+        torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", lambda wanted: None
+    )
+    warn_of_streams(False)
     return network
