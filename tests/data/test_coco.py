@@ -188,6 +188,21 @@ def test_box_over_the_edge_by_rounding_is_cut(tmp_path):
     dataset = load_detection(tmp_path)
     assert dataset[0][1]["boxes"][0].tolist() == [0, 3, 64, 13]
     assert not dataset.has_masks
+    assert dataset.problems == []
+
+
+def test_one_object_without_a_mask_is_named(tmp_path):
+    content, _ = coco_content(1)
+    assert len(content["annotations"]) > 1
+    del content["annotations"][1]["segmentation"]
+    write_coco(tmp_path, 1)
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    dataset = load_detection(tmp_path)
+    assert not dataset.has_masks
+    (problem,) = dataset.problems
+    count = len(content["annotations"])
+    assert problem.startswith(f"masks: 1 of {count} objects of ")
+    assert problem.endswith("have none, the first of them annotations[1]")
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,12 @@ def read_coco(
     _known_classes[_state(path)] = list(classes)
     labels = {number: label for label, number in enumerate(categories)}
     images = _images(content["images"], path, folder, problems)
-    with_masks = bool(content["annotations"]) and all(
-        isinstance(a, dict) and a.get("segmentation") for a in content["annotations"]
-    )
+    unmasked = [
+        i
+        for i, a in enumerate(content["annotations"])
+        if not (isinstance(a, dict) and a.get("segmentation"))
+    ]
+    with_masks = bool(content["annotations"]) and not unmasked
     found: dict[Any, list[Instance]] = {number: [] for number in images}
     listed = {_key(entry.get("id")) for entry in content["images"] if isinstance(entry, dict)}
     for position, entry in enumerate(content["annotations"]):
@@ -75,6 +78,12 @@ def read_coco(
             if instance is not None:
                 found[entry["image_id"]].append(replace(instance, entry=where))
     problems.settle(on_error)
+    left_out = list(problems)
+    if 0 < len(unmasked) < len(content["annotations"]):
+        left_out.append(
+            f"masks: {len(unmasked)} of {len(content['annotations'])} objects of {path} have none, "
+            f"the first of them annotations[{unmasked[0]}]"
+        )
     return DetectionDataset(
         name=name,
         root=folder,
@@ -83,7 +92,7 @@ def read_coco(
         category_ids=list(categories),
         has_masks=with_masks,
         on_error=on_error,
-        problems=list(problems),
+        problems=left_out,
         split=split,
     )
 

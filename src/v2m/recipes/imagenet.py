@@ -44,8 +44,9 @@ def imagenet_tiny() -> TrainConfig:
     """V2M-T on ImageNet-1K as published: 300 epochs; 76.2 % top-1 in the paper.
 
     The folder has train/ and val/ with one subfolder a class. The batch is 512 images on any number
-    of GPUs; where they do not fit, add `--set optim.accumulation=2`. The paper trained in fp32,
-    which is `--set run.precision=float32`; the default on these GPUs is bfloat16 autocast.
+    of GPUs; where they do not fit, add `--set optim.accumulation=2`, and where they do, `--set
+    run.cuda_graph=true` makes up for a slow host. The paper trained in fp32, which is
+    `--set run.precision=float32`; the default on these GPUs is bfloat16 autocast.
 
     Command: `torchrun --nproc-per-node 8 -m v2m train --recipe imagenet_tiny
         --data /data/imagenet --output runs/imagenet_tiny`

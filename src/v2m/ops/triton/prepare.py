@@ -1,5 +1,7 @@
 """Weights as the big kernels take them: decay rates, and projections in the grids' precision.
 
+One launch for both passes, and again in the backward, which is less than keeping them would be.
+
 Every tile of a projection reads its weights whole: in 16 bits and padded with zeros they take half
 the loads and no masks.
 """
@@ -23,7 +25,7 @@ class Prepared(NamedTuple):
     """Of one pass."""
 
     rates: Tensor  # (N, E), A log2(e), float32
-    taps: Tensor  # (width, E), of the convolution, float32
+    taps: Tensor  # (padded width, E), of the convolution, transposed, float32
     x_proj: Tensor  # (padded R + padded N, E), zeros where there is no row
     dt_proj: Tensor  # (padded R, E), transposed
 

@@ -44,7 +44,7 @@ def replay_steps(
 @triton.jit
 def replay(
     u, dt, B, A_block, bias, live, saved, place, steps,
-    lane, stride_e, stride_n, e, E, n, N,
+    stride_e, stride_n, e, E, n, N,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -56,10 +56,10 @@ def replay(
 ):  # fmt: skip
     """Walk a line forwards and save the state after every chunk but the last.
 
-    u, dt: pointers to the block's first channel in the line's first row, B: to that row; saved: to
-    the state before it, and place: where its elements lie from there. A line is touched here
-    first, in the slowest memory, so its rows are loaded GROUP chunks ahead, and fetched two such
-    groups before that.
+    u, dt: (E,) pointers to the line's first row, B: to that row's first state; saved: to the state
+    before it, and place: where its elements lie from there. A line is touched here first, in the
+    slowest memory, so its rows are loaded GROUP chunks ahead, and fetched two such groups before
+    that. AHEAD: rows of B as a tile that the lanes share.
     """
     STEPS: tl.constexpr = CHUNK * GROUP
     N_PAD: tl.constexpr = A_block.shape[1]

@@ -262,7 +262,7 @@ def scan_backward_kernel(
             B_at = B + source * N
         replay(
             u_at, dt_at, B_at, A_block, bias, live, saved, place, steps,
-            lane, stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
+            stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
             PACKED, AHEAD, FETCH, EVEN,
         )  # fmt: skip
         u_at += last
