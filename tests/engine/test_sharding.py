@@ -4,6 +4,7 @@ test_distributed.)"""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -95,4 +96,4 @@ def test_on_a_cpu_it_needs_the_eager_backend(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("V2M_BACKEND", "cpu")
     config = TrainConfig(run=RunConfig(parallel="fsdp"))
     with pytest.raises(InputError, match=r"fsdp is for GPUs; on a CPU .* V2M_BACKEND=eager"):
-        _network(config, build("test_vit"), None, CPU, Ranks(world=2))
+        _network(config, build("test_vit"), None, CPU, Ranks(world=2), 4, nullcontext)
