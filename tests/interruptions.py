@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from v2m.engine import trainer as trainer_module
+from v2m.engine.config import TrainConfig
 from v2m.engine.rundir import RunDirectory
 
 # How long things take is not the same twice.
@@ -60,6 +61,20 @@ def in_a_process(work: Callable[[], Any]) -> int:
 def kill_process() -> None:
     """SIGKILL, to oneself."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def assert_resumed_exactly(
+    folder: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """A run that SIGTERM stops after a step and that is resumed, beside one that is not stopped."""
+    train = trainer_module.train
+    train(config, folder / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train(config, folder / "run")
+    train(config, folder / "run", resume=True)
+    assert_same_run(folder / "run", folder / "whole")
 
 
 def comparable(run: Path) -> list[dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from interruptions import assert_same_run, stop_at
+from interruptions import assert_resumed_exactly
 from v2m.engine.config import TrainConfig, apply_overrides
 from v2m.engine.graphs import check_graphs, graphed
 from v2m.engine.rundir import RunDirectory
@@ -66,13 +65,7 @@ def test_is_resumed_exactly(
 ) -> None:
     monkeypatch.setenv("V2M_BACKEND", "triton")
     config = apply_overrides(config, ["run.device=cuda", "run.cuda_graph=true"])
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(SystemExit):
-            train(config, tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_resumed_exactly(tmp_path, config, monkeypatch, step=7)
 
 
 @pytest.mark.gpu

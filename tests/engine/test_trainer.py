@@ -17,7 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 import v2m
-from interruptions import Killed, assert_same_run, comparable, kill, stop_at
+from interruptions import (
+    Killed,
+    assert_resumed_exactly,
+    assert_same_run,
+    comparable,
+    kill,
+    stop_at,
+)
 from v2m.engine import classification, saving
 from v2m.engine import loop as loop_module
 from v2m.engine import trainer as trainer_module
@@ -366,13 +373,7 @@ def test_augmentation_on_the_device_is_resumed_exactly(
     tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = apply_overrides(config, ["augment.on_device=true", "schedule.epochs=2"])
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(SystemExit):
-            train(config, tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_resumed_exactly(tmp_path, config, monkeypatch, step=7)
 
 
 def test_finetuning_at_another_resolution_with_layer_decay(

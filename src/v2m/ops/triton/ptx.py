@@ -25,10 +25,8 @@ def hold(x):
     """x as it is, but not before what is written before it: the compiler would put what a matrix
     product wants in shared memory there right behind its load, and wait for one load at a time."""
     if PTX:
-        if x.dtype.primitive_bitwidth == 16:
-            x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, 2)
-        else:
-            x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, 1)
+        each: tl.constexpr = 32 // x.dtype.primitive_bitwidth  # elements a register
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, each)
     return x
 
 
