@@ -68,9 +68,11 @@ def _the_first(a, b):
 
 @triton.jit
 def store_channel_sum(
-    pointer, values, ones, n, N, alive, BY_PRODUCT: tl.constexpr, EVEN: tl.constexpr
+    pointer, values, ones, n, N, alive, BY_PRODUCT: tl.constexpr, MASK: tl.constexpr
 ):
     """Store the sums of (E, N) values over their channels, unless the step is not alive.
+
+    MASK: 0 where it is, and N states are all there.
 
     pointer: to the first of the N sums; ones: of `picks`.
     """
@@ -84,7 +86,7 @@ def store_channel_sum(
         lane = tl.arange(0, E)[:, None]
         state = lane // 4 + 8 * tl.arange(0, GROUPS)[None, :]
         mask = lane % 4 == 0
-        if not EVEN:
+        if MASK:
             mask = mask & alive & (state < N)
         tl.store(pointer + state, sums.to(pointer.dtype.element_ty), mask)
     else:

@@ -10,18 +10,20 @@ import triton.language as tl
 
 
 @triton.jit
-def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr, EVEN: tl.constexpr):
+def load_steps(pointer, stride, lanes, size, alive, COUNT: tl.constexpr, MASK: tl.constexpr):
     """(size,) rows of COUNT steps, `stride` elements apart; zeros beyond `alive` steps.
 
     pointer: (size,), to the elements of the first row.
 
-    EVEN: every lane and step is there, so nothing is masked.
+    MASK: 0 where every lane and step is there, 1 where every lane is.
     """
     rows = ()
     for j in tl.static_range(COUNT):
         at = pointer + j * stride
-        if EVEN:
+        if MASK == 0:
             rows = rows + (tl.load(at),)
+        elif MASK == 1:
+            rows = rows + (tl.load(at, j < alive, 0.0),)
         else:
             rows = rows + (tl.load(at, lanes < tl.where(j < alive, size, 0), 0.0),)
     return rows

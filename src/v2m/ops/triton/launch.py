@@ -90,9 +90,16 @@ class Tile:
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
-    def even(self, steps: int) -> bool:
-        """Whether a scan's backward never loads past lines of so many steps."""
-        return steps % self.tokens == 0 and (steps == 0 or steps >= self.tokens * self.group)
+    @property
+    def resident(self) -> int:
+        """Programs that fit on a multiprocessor at once, by their registers."""
+        return 2**16 // (32 * self.warps * (self.registers or 256))
+
+    def mask(self, steps: int) -> int:
+        """What a scan's backward has to mask in lines of so many steps: see its kernel."""
+        if steps % self.tokens == 0 and (steps == 0 or steps >= self.tokens * self.group):
+            return 0
+        return 1 if self.group == 1 and steps > self.tokens else 2
 
 
 # Every launch that may be chosen, the usual one first; of a scan, the second is that of long lines.
@@ -102,6 +109,8 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "scan_backward": (
         Tile(32, 2, group=2, packed=True, ahead=True),
         Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
+        Tile(32, 4, packed=True, fetch=True),
+        Tile(32, 3, packed=True, fetch=True),
         Tile(32, 2, group=2),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
@@ -112,16 +121,23 @@ TILES: dict[str, tuple[Tile, ...]] = {
 }
 
 
-def pick(kernel: str, states: int = 1, steps: int = 0) -> Tile:
-    """The launch for a kernel, by what fits into the registers; steps: of a line or window."""
+def pick(kernel: str, states: int = 1, steps: int = 0, driven: bool = True) -> Tile:
+    """The launch for a kernel, by what fits into the registers; steps: of a line or window; driven:
+    a scan has B."""
     if kernel == "scan_forward" and states > 16:
         return Tile(32)
     if kernel == "scan_backward" and padded(states) != 16:
         if padded(states) < 8 and steps % 7 == 0:
-            return Tile(32, 7)
-        return Tile(32, max(1, min(4, 32 // padded(states))))
+            return Tile(32, 7, registers=168)
+        few = 168 if padded(states) < 8 else None
+        return Tile(32, max(1, min(4, 32 // padded(states))), registers=few)
     tiles = TILES[kernel]
-    return tiles[1] if steps > LONG and len(tiles) > 1 else tiles[0]
+    if steps <= LONG or len(tiles) == 1:
+        return tiles[0]
+    if kernel == "scan_backward" and not driven:
+        # Fewer states to save, and without the sums over channels that B asks for, registers do.
+        return next((tile for tile in tiles[2:4] if steps % tile.tokens == 0), tiles[1])
+    return tiles[1]
 
 
 def padded(size: int, least: int = 1) -> int:

@@ -136,7 +136,6 @@ def scan_backward(
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
         scan, members, tile, lines, packed, places, programs, scratch = launch
         checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
-        even = tile.even(lines["window"]) and tile.even(lines["length"] % lines["window"])
         scan_backward_kernel[programs, blocks](
             dy, inputs.u, inputs.dt, inputs.decay, inputs.B, inputs.C, inputs.D, inputs.dt_bias,
             inputs.z, du, ddt, share, dB, dC, share[:, states], share[:, states + 1], dz,
@@ -155,11 +154,18 @@ def scan_backward(
             FETCH=tile.fetch and speaks_ptx(), AHEAD=tile.ahead,
             PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
-            EVEN=even and channels % tile.channels == 0 and states == padded(states),
+            MASK=_mask(grid, tile, lines, states),
             **tile.options,
         )  # fmt: skip
     shares = Shares(partial, states, inputs.decay if of_log else None)
     return ScanGradients(du, ddt, dB, dC, shares)
+
+
+def _mask(grid: Grid, tile: Tile, lines: dict[str, int], states: int) -> int:
+    """What a launch of the scan's backward has to mask: see its kernel."""
+    if grid.channels % tile.channels or states != padded(states):
+        return 2
+    return max(tile.mask(lines["window"]), tile.mask(lines["length"] % lines["window"]))
 
 
 def _softplus(inputs: ScanInputs) -> int:
@@ -196,23 +202,23 @@ def _plan_backward(
                 f"backend 'triton' takes gradients of grids with fewer than 2^28 elements in a row;"
                 f" got {grid.width} tokens of {grid.channels} channels. Use backend='eager'."
             )
-        chosen = tile or pick("scan_backward", states, lines["window"])
+        driven = inputs.B is not None
+        chosen = tile or pick("scan_backward", states, lines["window"], driven)
         blocks = triton.cdiv(grid.channels, chosen.channels)
         packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
-        places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group - 1
+        places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
-        programs = balanced(lines["segments"] * len(members), blocks, 4 * size, states, device)
+        most = min(chosen.resident * processors(device) // blocks, SCRATCH_BYTES // (4 * size))
+        programs = balanced(lines["segments"] * len(members), max(1, most))
         launches.append(
             _BackwardLaunch(scan, members, chosen, lines, packed, places, programs, programs * size)
         )
     return launches
 
 
-def balanced(lines: int, blocks: int, scratch: int, states: int, device) -> int:
-    """Programs that share the lines evenly, all on the device at once; scratch: bytes of one."""
-    resident = (8 if states >= 8 else 12) * processors(device)
-    most = max(1, min(lines, resident // blocks, SCRATCH_BYTES // scratch))
-    return triton.cdiv(lines, triton.cdiv(lines, most))
+def balanced(lines: int, most: int) -> int:
+    """Programs, at most so many, that share the lines evenly."""
+    return triton.cdiv(lines, triton.cdiv(lines, min(lines, most)))
 
 
 def project(

@@ -1,9 +1,10 @@
 """The selective scan, backward: states are recomputed, a chunk of steps at a time, into registers.
 
 A program first replays its line and leaves the state at the start of every chunk in its own slice
-of a small scratch buffer. Then it walks the chunks from the last to the first: the states of a
-chunk and their decays are recomputed forwards into registers and consumed backwards. With g the
-gradient with respect to the state after step i and p = decay_{i+1} g_{i+1}:
+of a small scratch buffer; the gradient of C, which depends on the states alone, is done there (see
+replay.py). Then it walks the chunks from the last to the first: the states of a chunk and their
+decays are recomputed forwards into registers and consumed backwards. With g the gradient with
+respect to the state after step i and p = decay_{i+1} g_{i+1}:
 
     g_i = p + C_i dy_i,   p = decay_i g_i,   dC_i = sum_e dy_i h_i,   dB_i = sum_e g_i dt_i u_i
     du_i = dt_i sum_n g_i B_i + D dy_i
@@ -37,8 +38,8 @@ from .chunks import (
     unpacked,
 )
 from .ptx import far_rows, fetch
-from .replay import replay
-from .scan import LN2, LOG2E, SIZES, mirrored, nonzero_gate, segment_start, sigmoid, step_size
+from .replay import replay, through_gate
+from .scan import LN2, LOG2E, SIZES, mirrored, segment_start, sigmoid, step_size
 
 
 @triton.jit
@@ -56,20 +57,20 @@ def recompute(
     h, xs, dts, Bs, A_block, bias, live, alive,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
-    EVEN: tl.constexpr,
+    MASK: tl.constexpr,
 ):  # fmt: skip
-    """Step sizes and decays of a chunk, and its states, the one before it first."""
+    """Step sizes and decays of a chunk, and the states before each of its steps."""
     # Decays first: they do not wait for the checkpoint to arrive.
     sizes = ()
     decays = ()
     for j in tl.static_range(CHUNK):
         step = step_size(dts[j], bias, SOFTPLUS)
-        if not EVEN:
+        if MASK:
             step = tl.where(j < alive, step, 0.0)
         sizes = sizes + (step,)
         decays = decays + (tl.exp2(step[:, None] * A_block),)
     states = (h,)
-    for j in tl.static_range(CHUNK):
+    for j in tl.static_range(CHUNK - 1):
         B_now = live
         if Bs is not None:
             B_now = Bs[j].to(tl.float32)[None, :]
@@ -93,25 +94,24 @@ def step_gradient(dstep, raw, step, bias, SOFTPLUS: tl.constexpr, SOFTPLUS_DONE:
 @triton.jit
 def consume(
     p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
-    A_block, skip, bias, live, ones, z, at_z, dz, du, ddt,
-    dB, dC, stride, stride_e, stride_share,
-    e, E, n, N, alive, z_stride, scale,
-    ADD: tl.constexpr,
+    A_block, skip, bias, live, ones, z, du, ddt, dB, stride_e, stride_z, stride_share,
+    e, E, n, N, alive, scale,
     LEAST_GATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SOFTPLUS_DONE: tl.constexpr,
     SUM_BY_PRODUCT: tl.constexpr,
     CHUNK: tl.constexpr,
-    EVEN: tl.constexpr,
+    MASK: tl.constexpr,
 ):  # fmt: skip
     """Walk a chunk backwards: store its gradients, return p and the sums of the program.
 
-    xs, dts, dys: its rows in float32; du, ddt, dB, dC: pointers to its first row; at_z: its token
-    in z and dz.
+    xs, dts, dys: its rows in float32; z, du, ddt, dB: pointers to its first row.
     """
     for j in tl.static_range(CHUNK - 1, -1, -1):
         inside = None
-        if not EVEN:
+        if MASK == 1:
+            inside = j < alive
+        elif MASK == 2:
             inside = e < tl.where(j < alive, E, 0)
         x = xs[j]
         step = sizes[j]
@@ -123,27 +123,13 @@ def consume(
         if Cs is not None:
             C_now = Cs[j].to(tl.float32)[None, :]
         if z is not None:
-            token_z = at_z + j * stride
-            gate = tl.load((z + token_z * z_stride) + e, inside)
-            gate = nonzero_gate(gate, LEAST_GATE)
-            g_out *= scale
-            open_ = sigmoid(gate)
-            out = tl.sum(states[j + 1] * C_now, axis=1) + skip * x
-            dgate = g_out * out * open_ * (1.0 + gate * (1.0 - open_))
-            if ADD:
-                dgate += tl.load((dz + token_z * E) + e, inside).to(tl.float32)
-            tl.store((dz + token_z * E) + e, dgate.to(dz.dtype.element_ty), inside)
-            g_out *= gate * open_
-        if Cs is not None:
-            store_channel_sum(
-                dC + j * stride_share, states[j + 1] * g_out[:, None], ones, n, N, j < alive,
-                SUM_BY_PRODUCT, EVEN,
-            )  # fmt: skip
+            gate = tl.load(z + j * stride_z, inside)
+            g_out, _, _ = through_gate(g_out, gate, scale, LEAST_GATE)
         g = p + g_out[:, None] * C_now
         if Bs is not None:
             store_channel_sum(
                 dB + j * stride_share, g * (step * x)[:, None], ones, n, N, j < alive,
-                SUM_BY_PRODUCT, EVEN,
+                SUM_BY_PRODUCT, MASK,
             )  # fmt: skip
         g_in = tl.sum(g * B_now, axis=1)
         p = decays[j] * g
@@ -151,7 +137,7 @@ def consume(
         dA_sum += t * step[:, None]
         dstep = LN2 * tl.sum(A_block * t, axis=1) + x * g_in
         dstep = step_gradient(dstep, dts[j], step, bias, SOFTPLUS, SOFTPLUS_DONE)
-        if not EVEN:
+        if MASK:
             dstep = tl.where(j < alive, dstep, 0.0)
         dx = step * g_in + skip * g_out
         tl.store(ddt + j * stride_e, dstep.to(ddt.dtype.element_ty), inside)
@@ -184,7 +170,8 @@ def scan_backward_kernel(
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     CHANNELS_PER_THREAD: tl.constexpr,
-    EVEN: tl.constexpr,  # whole blocks of channels and states, whole chunks: nothing is masked
+    MASK: tl.constexpr,  # 0: lines are whole chunks, blocks of channels and of states whole; 1:
+    # only blocks are, no line is shorter than a chunk, and GROUP is 1; 2: nothing is sure
 ):  # fmt: skip
     """Shapes as in the forward kernel; du, ddt: (slots, tokens, E); dz: (tokens, E).
 
@@ -212,6 +199,7 @@ def scan_backward_kernel(
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
     live = tl.where(mask_n, 1.0, 0.0)[None, :]
     ones = picks(BLOCK_E)
+    WITHIN: tl.constexpr = MASK if MASK == 2 else 0  # before its last chunk a line has whole ones
     PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if PACKED else PADDED_N * BLOCK_E
     # The place of a chunk holds the state before it; before a line's first it is zero.
     slice_ = (program * blocks + block).to(tl.int64) * (places * PLACE)
@@ -253,17 +241,29 @@ def scan_backward_kernel(
         u_at = u + corner + lane
         dt_at = dt + corner + lane
         last = first * stride_e.to(tl.int64)
-        us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
-        dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, EVEN)
+        us = load_steps(u_at + last, stride_e, e, E, steps - first, CHUNK, MASK)
+        dts = load_steps(dt_at + last, stride_e, e, E, steps - first, CHUNK, MASK)
         dy_at = dy + (y_token * E + first * stride_y) + e
-        dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, EVEN)
+        dys = load_steps(dy_at, stride_y, e, E, steps - first, CHUNK, MASK)
+        z_at = None
+        dz_at = None
+        stride_z = stride * z_stride
+        if z is not None:
+            z_at = z + (token * z_stride + block * BLOCK_E) + lane
+            dz_at = dz + (token * E + block * BLOCK_E) + lane
         B_at = None
         if B is not None:
             B_at = B + source * N
+        C_at = None
+        dC_at = None
+        if C is not None:
+            C_at = C + source * N
+            dC_at = dC + (row * blocks + block) * N
         replay(
-            u_at, dt_at, B_at, A_block, bias, live, saved, place, steps,
-            stride_e, stride_n, e, E, n, N, SOFTPLUS, CHUNK, GROUP, PLACE,
-            PACKED, AHEAD, FETCH, EVEN,
+            u_at, dt_at, dy + y_token * E + e, B_at, C_at, z_at, dz_at, dC_at, us, dts, dys,
+            A_block, skip, bias, live, ones, saved, place, steps, stride_e, stride_y, stride_n,
+            stride_z, stride_n * blocks, e, E, n, N, scale, ADD, LEAST_GATE, SOFTPLUS,
+            SUM_BY_PRODUCT, CHUNK, GROUP, PLACE, PACKED, AHEAD, FETCH, MASK,
         )  # fmt: skip
         u_at += last
         dt_at += last
@@ -271,7 +271,8 @@ def scan_backward_kernel(
         ddt_at = ddt + (row * E + last) + e
         at_n = (source + first * stride.to(tl.int64)) * N
         share_n = (row - source) * N  # from there to the gradients' slab
-        at_z = token + first * stride.to(tl.int64)
+        if z is not None:
+            z_at += first * stride_z.to(tl.int64)
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
         state_at = saved + (chunks - 1) * PLACE
         B_rows = None
@@ -314,39 +315,37 @@ def scan_backward_kernel(
                     Bs = tl.split(B_rows)
                     B_rows = load_rows(B + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
-                    Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+                    Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, MASK)
             Cs = None
-            dC_at = None
             if C is not None:
-                dC_at = dC + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
                     Cs = tl.split(C_rows)
                     C_rows = load_rows(C + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
-                    Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, EVEN)
+                    Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, MASK)
             if AHEAD:
                 state_at -= back // CHUNK * PLACE
                 state = load_state(state_at + place, PACKED)
             else:
                 state_at -= PLACE
-            us = load_steps(u_at, stride_e, e, E, back, CHUNK, EVEN)
-            dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, EVEN)
-            dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, EVEN)
+            us = load_steps(u_at, stride_e, e, E, back, CHUNK, WITHIN)
+            dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, WITHIN)
+            dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, WITHIN)
             sizes, decays, states = recompute(
-                h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, EVEN
+                h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, MASK
             )
             tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
             p, dA_sum, dD_sum, dbias_sum = consume(
                 p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
-                A_block, skip, bias, live, ones, z, at_z, dz, du_at, ddt_at,
-                dB_at, dC_at, stride, stride_e, stride_n * blocks,
-                e, E, n, N, alive, z_stride, scale, ADD,
-                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_PRODUCT, CHUNK, EVEN,
+                A_block, skip, bias, live, ones, z_at, du_at, ddt_at, dB_at,
+                stride_e, stride_z, stride_n * blocks, e, E, n, N, alive, scale,
+                LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_PRODUCT, CHUNK, MASK,
             )  # fmt: skip
             du_at -= CHUNK * stride_e
             ddt_at -= CHUNK * stride_e
             at_n -= CHUNK * stride_n
-            at_z -= CHUNK * stride
+            if z is not None:
+                z_at -= CHUNK * stride_z
         tl.debug_barrier()
         segment += 1
         k += tl.where(segment == segments, 1, 0)
