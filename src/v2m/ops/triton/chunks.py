@@ -41,11 +41,13 @@ def load_rows(pointer, stride, N, alive, PADDED_N: tl.constexpr, CHUNK: tl.const
 def columns(tile):
     """The columns of a tile of 2 or 4, as `load_rows` loads them."""
     if tile.shape[1] == 2:
-        return tl.split(tile)
-    even, odd = tl.split(tl.reshape(tile, [tile.shape[0], 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
+        found = tl.split(tile)
+    else:
+        even, odd = tl.split(tl.reshape(tile, [tile.shape[0], 2, 2]))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        found = first, second, third, fourth
+    return found
 
 
 @triton.jit

@@ -111,6 +111,7 @@ TILES: dict[str, tuple[Tile, ...]] = {
         Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
         Tile(32, 4, packed=True, fetch=True),
         Tile(32, 3, packed=True, fetch=True),
+        Tile(32, 2, packed=True, ahead=True, registers=168),
         Tile(32, 2, group=2),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
@@ -132,12 +133,11 @@ def pick(kernel: str, states: int = 1, steps: int = 0, driven: bool = True) -> T
         few = 168 if padded(states) < 8 else None
         return Tile(32, max(1, min(4, 32 // padded(states))), registers=few)
     tiles = TILES[kernel]
-    if steps <= LONG or len(tiles) == 1:
-        return tiles[0]
-    if kernel == "scan_backward" and not driven:
-        # Fewer states to save, and without the sums over channels that B asks for, registers do.
-        return next((tile for tile in tiles[2:4] if steps % tile.tokens == 0), tiles[1])
-    return tiles[1]
+    long = steps > LONG and len(tiles) > 1
+    if kernel == "scan_backward" and not driven:  # without sums over channels in the walk back
+        fit = [tile for tile in tiles[2:5] if tile.fetch == long and steps % tile.tokens == 0]
+        return (fit or tiles[long:])[0]
+    return tiles[long]
 
 
 def padded(size: int, least: int = 1) -> int:

@@ -4,9 +4,6 @@ It has every state in float32, and instructions to spare beside its exponentials
 the states alone is done here: the gradients of C and of the gate.
 """
 
-# Tuples of tensors grow by +: the kernel language has no star.
-# ruff: noqa: RUF005
-
 from __future__ import annotations
 
 import triton
@@ -43,9 +40,11 @@ def store_output_gradients(
         inside = e < tl.where(alive, E, 0) if MASK else None
         C_now = live
         if C is not None:
-            C_now = load_steps(C + n + j * stride_n, 0, n, N, alive, 1, MASK)[0].to(tl.float32)[None, :]
+            C_row = load_steps(C + n + j * stride_n, 0, n, N, alive, 1, MASK)[0]
+            C_now = C_row.to(tl.float32)[None, :]
         out = scale * g_out * (tl.sum(h * C_now, axis=1) + skip * x)
-        g_out, gate, open_ = through_gate(g_out, tl.load(z + j * stride_z, inside), scale, LEAST_GATE)
+        gate = tl.load(z + j * stride_z, inside)
+        g_out, gate, open_ = through_gate(g_out, gate, scale, LEAST_GATE)
         dgate = out * open_ * (1.0 + gate * (1.0 - open_))
         dz += j * stride_e
         if ADD:
@@ -73,9 +72,9 @@ def replay_steps(
 ):  # fmt: skip
     """Some steps of `replay`: the state behind them, and where it was saved.
 
-    xs, raw, g_outs, Bs: their rows of u, dt, dy, B; C, z, dz, dC: pointers to the first one's. left:
-    how many there are to the line's end. MORE: rows of B at next_B, as many, take the place of
-    those used.
+    xs, raw, g_outs, Bs: their rows of u, dt, dy, B; C, z, dz, dC: pointers to those of the first.
+    left: how many there are to the line's end. MORE: rows of B at next_B, as many, take the place
+    of those used.
     """
     next_Bs = ()
     for j in tl.static_range(len(xs)):
@@ -121,9 +120,9 @@ def replay(
 
     u, dt, dy, z, dz: (E,) pointers to the line's first row; B, C, dC: to that row's first state;
     saved: to the state before it, and place: where its elements lie from there; last_us, last_dts,
-    last_dys: the rows of the last chunk. A line is touched here first, in the
-    slowest memory, so its rows are loaded GROUP chunks ahead, and fetched two such groups before
-    that. AHEAD: rows of B as a tile that the lanes share.
+    last_dys: the rows of the last chunk. A line is touched here first, in the slowest memory, so
+    its rows are loaded GROUP chunks ahead, and fetched two such groups before that. AHEAD: rows of
+    B as a tile that the lanes share.
     """
     OUTPUTS: tl.constexpr = z is not None or dC is not None
     STEPS: tl.constexpr = CHUNK * GROUP
@@ -132,76 +131,68 @@ def replay(
     h = tl.zeros(A_block.shape, tl.float32)
     first = (tl.cdiv(steps, CHUNK) - 1) * CHUNK
     groups = tl.cdiv(steps - CHUNK, STEPS)
-    if groups > 0:
-        u_at = opaque(u)
-        dt_at = opaque(dt)
-        dy_at = opaque(dy) if OUTPUTS else dy
-        B_at = B
-        C_at = C
-        z_at = z
-        dz_at = dz
-        dC_at = dC
-        us = load_steps(u_at, stride_e, e, E, steps, STEPS, WITHIN)
-        dts = load_steps(dt_at, stride_e, e, E, steps, STEPS, WITHIN)
-        dys = load_steps(dy_at, stride_y, e, E, steps, STEPS, WITHIN) if OUTPUTS else None
-        Bs = None
-        if B is not None:
-            if AHEAD:
-                B_rows = load_rows(B, stride_n, N, steps, N_PAD, STEPS)
-            else:
-                Bs = load_steps(B + n, stride_n, n, N, steps, STEPS, WITHIN)
+    u_at = opaque(u)
+    dt_at = opaque(dt)
+    dy_at = opaque(dy) if OUTPUTS else dy
+    B_at = B
+    C_at = C
+    z_at = z
+    dz_at = dz
+    dC_at = dC
+    us = load_steps(u_at, stride_e, e, E, steps, STEPS, WITHIN)
+    dts = load_steps(dt_at, stride_e, e, E, steps, STEPS, WITHIN)
+    dys = load_steps(dy_at, stride_y, e, E, steps, STEPS, WITHIN) if OUTPUTS else None
+    Bs = None
+    if B is not None:
+        if AHEAD:
+            B_rows = load_rows(B, stride_n, N, steps, N_PAD, STEPS)
+        else:
+            Bs = load_steps(B + n, stride_n, n, N, steps, STEPS, WITHIN)
+    if FETCH:
+        grids = (u, dt, dy) if OUTPUTS else (u, dt)
+        strides = (stride_e, stride_e, stride_y) if OUTPUTS else (stride_e, stride_e)
+        far, far_step = far_rows(grids, strides, 3 * STEPS, STEPS)
+    left = steps
+    for g in range(groups):
+        xs = floats(us)
+        raw = floats(dts)
+        g_outs = floats(dys) if OUTPUTS else None
+        then = left - STEPS
+        on = tl.where(g < groups - 1, STEPS, 0)  # the last rows are loaded again: none come after
+        u_at += on * stride_e
+        dt_at += on * stride_e
         if FETCH:
-            grids = (u, dt, dy) if OUTPUTS else (u, dt)
-            strides = (stride_e, stride_e, stride_y) if OUTPUTS else (stride_e, stride_e)
-            far, far_step = far_rows(grids, strides, 3 * STEPS, STEPS)
-        left = steps
-        for _ in range(1, groups):
-            xs = floats(us)
-            raw = floats(dts)
-            g_outs = floats(dys) if OUTPUTS else None
-            then = left - STEPS
-            u_at += STEPS * stride_e
-            dt_at += STEPS * stride_e
-            if FETCH:
-                later = 2 * STEPS + tl.arange(0, 32) % STEPS
-                fetch(far, (tl.arange(0, 32) < len(grids) * STEPS) & (later < then))
-                far += far_step
-            now_Bs = Bs
-            if B is not None:
-                B_at += STEPS * stride_n
-                if AHEAD:
-                    now_Bs = columns(B_rows)
-                    B_rows = load_rows(B_at, stride_n, N, then, N_PAD, STEPS)
-            us = load_steps(u_at, stride_e, e, E, then, STEPS, WITHIN)
-            dts = load_steps(dt_at, stride_e, e, E, then, STEPS, WITHIN)
-            if OUTPUTS:
-                dy_at += STEPS * stride_y
-                dys = load_steps(dy_at, stride_y, e, E, then, STEPS, WITHIN)
-            h, saved, next_Bs = replay_steps(
-                h, saved, xs, raw, g_outs, now_Bs, B_at, C_at, z_at, dz_at, dC_at, left, A_block,
-                skip, bias, live, ones, place, stride_e, stride_n, stride_z, stride_share,
-                e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT,
-                CHUNK, PLACE, PACKED, WITHIN,
-            )  # fmt: skip
-            if B is not None and not AHEAD:
-                Bs = next_Bs
-            if C is not None:
-                C_at += STEPS * stride_n
-            if z is not None:
-                z_at += STEPS * stride_z
-                dz_at += STEPS * stride_e
-            if dC is not None:
-                dC_at += STEPS * stride_share
-            left = then
-        if AHEAD and B is not None:
-            Bs = columns(B_rows)
-        h, saved, _ = replay_steps(
-            h, saved, floats(us), floats(dts), floats(dys) if OUTPUTS else None, Bs, B_at, C_at,
-            z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones, place, stride_e, stride_n,
-            stride_z, stride_share, e, E, n, N, scale, False, ADD, LEAST_GATE, SOFTPLUS,
-            SUM_BY_PRODUCT, CHUNK, PLACE, PACKED, WITHIN,
+            later = 2 * STEPS + tl.arange(0, 32) % STEPS
+            fetch(far, (tl.arange(0, 32) < len(grids) * STEPS) & (later < then))
+            far += far_step
+        now_Bs = Bs
+        if B is not None:
+            B_at += on * stride_n
+            if AHEAD:
+                now_Bs = columns(B_rows)
+                B_rows = load_rows(B_at, stride_n, N, then, N_PAD, STEPS)
+        us = load_steps(u_at, stride_e, e, E, then, STEPS, WITHIN)
+        dts = load_steps(dt_at, stride_e, e, E, then, STEPS, WITHIN)
+        if OUTPUTS:
+            dy_at += on * stride_y
+            dys = load_steps(dy_at, stride_y, e, E, then, STEPS, WITHIN)
+        h, saved, next_Bs = replay_steps(
+            h, saved, xs, raw, g_outs, now_Bs, B_at, C_at, z_at, dz_at, dC_at, left, A_block,
+            skip, bias, live, ones, place, stride_e, stride_n, stride_z, stride_share,
+            e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT,
+            CHUNK, PLACE, PACKED, WITHIN,
         )  # fmt: skip
-    if OUTPUTS:
+        if B is not None and not AHEAD:
+            Bs = next_Bs
+        if C is not None:
+            C_at += STEPS * stride_n
+        if z is not None:
+            z_at += STEPS * stride_z
+            dz_at += STEPS * stride_e
+        if dC is not None:
+            dC_at += STEPS * stride_share
+        left = then
+    if OUTPUTS:  # noqa: SIM102 (this is known when compiled)
         if groups * STEPS <= first:
             left = steps - first
             Bs = None
