@@ -20,9 +20,10 @@ from .jobs import (
     sweep_row,
     unpack,
 )
+from .packing import padded_size
 from .vector import LANES
 
-__all__ = ["scan_backward", "scan_forward"]
+__all__ = ["scan_backward", "scan_forward", "scans_backward", "scans_forward"]
 
 TASKS = 64  # where there are fewer lines, the channels are divided into about so many tasks
 
@@ -42,16 +43,10 @@ def scan_forward(
     window: int | None,
 ) -> Tensor:
     """Arguments as in `v2m.ops.selective_scan`; returns (B, H, W, E) in the dtype of u."""
-    dtype, channels = u.dtype, u.shape[3]
-    u, dt = _grids(u, dt)
     gate = None if z is None else gate_of(z)
-    job, lines = _job(u, dt, A, B, C, D, gate, dt_bias, softplus, axis)
-    y = torch.empty(u.shape, dtype=u.dtype)
-    job.set(SWEEPS_PER_TASK=1, OUT_BFLOAT16=u.dtype == torch.bfloat16)
-    row = sweep_row(u.shape, u, axis, reverse, window, OUT=y.data_ptr())
-    scratch = forward_scratch(job.get("CHANNELS"), job.get("STATES"), 0)
-    run(forward_kernel, job, [row], lines * job.get("SPLITS"), scratch)
-    return y[..., :channels].to(dtype).contiguous()
+    weights = pack(_parts(A, D, dt_bias))
+    y = _forward(u, dt, A.shape[1], weights, B, C, gate, softplus, axis, reverse, window)
+    return y.to(u.dtype)
 
 
 def scan_backward(
@@ -71,30 +66,102 @@ def scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of u, dt, A, B, C, D, z and dt_bias, in their dtypes; None for what is None."""
     inputs = (u, dt, A, B, C, D, z, dt_bias)
-    u, dt = _grids(u, dt)
     gate = None if z is None else gate_of(z)
-    dy = pad(dy.detach().float()).contiguous()
-    job, lines = _job(u, dt, A, B, C, D, gate, dt_bias, softplus, axis)
-    splits, columns = job.get("SPLITS"), job.get("COLUMNS")
-    groups = group_count(lines)
-    du, ddt = torch.empty_like(dy), torch.empty_like(dy)
-    d_gate = None if z is None else torch.empty_like(dy)
-    d_rows = torch.empty(splits, *u.shape[:3], columns)
-    sums = torch.zeros(groups, job.get("WEIGHT_SIZE"))
-    job.set(
-        GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_GATE=0 if z is None else d_gate
+    weights = pack(_parts(A, D, dt_bias))
+    du, ddt, sums, d_rows, d_gate = _backward(
+        dy, u, dt, A.shape[1], weights, B, C, gate, softplus, axis, reverse, window
     )
-    row = sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr())
-    scratch = backward_scratch(u.shape[axis], u.shape[3], columns, 0)
-    run(backward_kernel, job, [row], groups * splits, scratch)
-    d_bias, dA, dD = unpack(sums.sum(0)[u.shape[3] :], _parts(A, D, dt_bias)[1:])
-    dB, dC = _split_rows(d_rows.sum(0), B, C)
+    dA, dD, d_bias = _weight_gradients(sums, A, D, dt_bias)
+    dB, dC = _split_rows(d_rows, B, C)
     dz = None if z is None else gate_gradient(d_gate, z)
-    gradients = (du, ddt, dA.t(), dB, dC, dD, dz, d_bias)
+    gradients = (du, ddt, dA, dB, dC, dD, dz, d_bias)
     return tuple(
         None if value is None else gradient[..., : value.shape[-1]].to(value.dtype).contiguous()
         for value, gradient in zip(inputs, gradients)
     )
+
+
+def scans_forward(u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> Tensor:
+    """The scans of a pass of `v2m.ops.ungated`: u, dt, B, C have a slab (B, H, W, ...) a source.
+
+    Returns (B, H, W, E) if summed, else (scans, B, H, W, E).
+    """
+    weights = pack(_parts(A, D, dt_bias))
+    results = []
+    for source, (axis, reverse, window), mirror in scans:
+        b, c = (None if x is None else x[source] for x in (B, C))
+        y = _forward(
+            u[source], dt[source], A.shape[1], weights, b, c, None, True, axis, reverse, window
+        )
+        results.append(y.flip(mirror) if mirror else y)
+    if not summed:
+        return torch.stack(results).to(u.dtype)
+    return sum(y.float() for y in results).to(u.dtype)
+
+
+def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> tuple[Tensor, ...]:
+    """Gradients of u, dt, A, B, C, D and dt_bias of `scans_forward`; those of u and dt in its type,
+    the others in float32."""
+    weights = pack(_parts(A, D, dt_bias))
+    parts: list = [None] * len(u)  # of each source: du, ddt and gradients of its rows
+    sums = 0.0
+    for number, (source, (axis, reverse, window), mirror) in enumerate(scans):
+        gradient = dy if summed else dy[number]
+        gradient = gradient.flip(mirror) if mirror else gradient
+        b, c = (None if x is None else x[source] for x in (B, C))
+        *grids, sum_, rows, _ = _backward(
+            gradient, u[source], dt[source], A.shape[1], weights, b, c, None, True, axis,
+            reverse, window,
+        )  # fmt: skip
+        found = [*grids, rows]
+        sums = sums + sum_
+        if parts[source] is None:
+            parts[source] = found
+        else:
+            for total, part in zip(parts[source], found):
+                total += part
+    du, ddt, rows = (torch.stack(slabs) for slabs in zip(*parts))
+    dB, dC = _split_rows(rows, B, C)
+    channels = u.shape[-1]
+    du, ddt = (x[..., :channels].to(u.dtype) for x in (du, ddt))
+    dA, dD, d_bias = _weight_gradients(sums, A, D, dt_bias)
+    return du, ddt, dA, None if B is None else dB, None if C is None else dC, dD, d_bias
+
+
+def _forward(u, dt, states, weights, B, C, gate, softplus, axis, reverse, window) -> Tensor:
+    """y (B, H, W, E), in the type in which u and dt are read."""
+    channels = u.shape[3]
+    u, dt = _grids(u, dt)
+    job, lines = _job(u, dt, states, weights, B, C, gate, softplus, axis)
+    y = torch.empty(u.shape, dtype=u.dtype)
+    job.set(SWEEPS_PER_TASK=1, OUT_BFLOAT16=u.dtype == torch.bfloat16)
+    row = sweep_row(u.shape, u, axis, reverse, window, OUT=y.data_ptr())
+    scratch = forward_scratch(job.get("CHANNELS"), states, 0)
+    run(forward_kernel, job, [row], lines * job.get("SPLITS"), scratch)
+    return y[..., :channels].contiguous()
+
+
+def _backward(
+    dy, u, dt, states, weights, B, C, gate, softplus, axis, reverse, window
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of u and dt (B, H, W, padded E), of the packed weights, of the rows of B and C
+    (B, H, W, columns) and of the gate, in float32."""
+    u, dt = _grids(u, dt)
+    dy = pad(dy.detach().float()).contiguous()
+    job, lines = _job(u, dt, states, weights, B, C, gate, softplus, axis)
+    splits, columns = job.get("SPLITS"), job.get("COLUMNS")
+    groups = group_count(lines)
+    du, ddt = torch.empty_like(dy), torch.empty_like(dy)
+    d_gate = None if gate is None else torch.empty_like(dy)
+    d_rows = torch.empty(splits, *u.shape[:3], columns)
+    sums = torch.zeros(groups, job.get("WEIGHT_SIZE"))
+    job.set(
+        GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_GATE=0 if gate is None else d_gate
+    )
+    row = sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr())
+    scratch = backward_scratch(u.shape[axis], u.shape[3], columns, 0)
+    run(backward_kernel, job, [row], groups * splits, scratch)
+    return du, ddt, sums.sum(0), d_rows.sum(0), d_gate
 
 
 def _grids(u: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,17 +183,22 @@ def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
     ]
 
 
-def _job(u, dt, A, B, C, D, gate, dt_bias, softplus, axis) -> tuple[Job, int]:
+def _weight_gradients(sums: Tensor, A, D, dt_bias) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of A, D and dt_bias from those of what is packed."""
+    parts = _parts(A, D, dt_bias)
+    d_bias, dA, dD = unpack(sums[padded_size(A.shape[0]) :], parts[1:])
+    return dA.t(), dD, d_bias
+
+
+def _job(u, dt, states, weights, B, C, gate, softplus, axis) -> tuple[Job, int]:
     """What both kernels need, and the number of lines."""
     batch, height, width, channels = u.shape
-    states = A.shape[1]
     rows = [tensor.detach().float() for tensor in (B, C) if tensor is not None]
     if not rows:
         rows = [torch.ones(batch, height, width, states)]  # as C
     rows = torch.cat(rows, dim=-1) if len(rows) > 1 else rows[0].contiguous()
     c_given = C is not None or B is None
     lines = batch * u.shape[3 - axis]
-    weights = pack(_parts(A, D, dt_bias))
     job = Job(
         SPLITS=min(channels // LANES, max(1, TASKS // max(lines, 1))),
         IMAGES=batch,
