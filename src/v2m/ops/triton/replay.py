@@ -1,7 +1,7 @@
 """The walk forwards of the scan's backward: it leaves the states that the walk back starts from.
 
 It has every state in float32, and instructions to spare beside its exponentials. So what depends on
-the states alone is done here: the gradients of C and of the gate.
+the states alone, the gradients of C and of the gate, is done here, unless B is there as well.
 """
 
 from __future__ import annotations
@@ -25,23 +25,20 @@ def through_gate(g_out, gate, scale, LEAST_GATE: tl.constexpr):
 
 @triton.jit
 def store_output_gradients(
-    j, h, x, g_out, C, z, dz, dC, skip, live, ones, stride_e, stride_n, stride_z, stride_share,
+    j, h, x, g_out, C_now, z, dz, dC, skip, ones, stride_e, stride_z, stride_share,
     e, E, n, N, alive, scale,
     ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     SUM_BY_PRODUCT: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradients of gate and C, those there are, of step j behind the pointers' rows.
+    """Store the gradients of gate and C, those there are, of step j behind the pointers' rows;
+    returns that of what comes before the gate.
 
-    h: the state behind the step; x, g_out: its rows of u and dy.
+    h: the state behind the step; x, g_out, C_now: its rows of u, dy and C.
     """
     if z is not None:
         inside = e < tl.where(alive, E, 0) if MASK else None
-        C_now = live
-        if C is not None:
-            C_row = load_steps(C + n + j * stride_n, 0, n, N, alive, 1, MASK)[0]
-            C_now = C_row.to(tl.float32)[None, :]
         out = scale * g_out * (tl.sum(h * C_now, axis=1) + skip * x)
         gate = tl.load(z + j * stride_z, inside)
         g_out, gate, open_ = through_gate(g_out, gate, scale, LEAST_GATE)
@@ -54,6 +51,7 @@ def store_output_gradients(
         store_channel_sum(
             dC + j * stride_share, h * g_out[:, None], ones, n, N, alive, SUM_BY_PRODUCT, MASK
         )
+    return g_out
 
 
 @triton.jit
@@ -91,9 +89,13 @@ def replay_steps(
             saved += PLACE
             store_state(saved + place, h, PACKED)
         if g_outs is not None:
+            C_now = live
+            if z is not None and C is not None:
+                C_row = load_steps(C + n + j * stride_n, 0, n, N, left - j, 1, MASK)[0]
+                C_now = C_row.to(tl.float32)[None, :]
             store_output_gradients(
-                j, h, xs[j], g_outs[j], C, z, dz, dC, skip, live, ones,
-                stride_e, stride_n, stride_z, stride_share,
+                j, h, xs[j], g_outs[j], C_now, z, dz, dC, skip, ones,
+                stride_e, stride_z, stride_share,
                 e, E, n, N, j < left, scale, ADD, LEAST_GATE, SUM_BY_PRODUCT, MASK,
             )  # fmt: skip
     return h, saved, next_Bs

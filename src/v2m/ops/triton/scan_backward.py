@@ -1,10 +1,10 @@
 """The selective scan, backward: states are recomputed, a chunk of steps at a time, into registers.
 
 A program first replays its line and leaves the state at the start of every chunk in its own slice
-of a small scratch buffer; the gradient of C, which depends on the states alone, is done there (see
-replay.py). Then it walks the chunks from the last to the first: the states of a chunk and their
-decays are recomputed forwards into registers and consumed backwards. With g the gradient with
-respect to the state after step i and p = decay_{i+1} g_{i+1}:
+of a small scratch buffer; without B, the gradient of C, which depends on the states alone, is done
+there, too (see replay.py). Then it walks the chunks from the last to the first: the states of a
+chunk and their decays are recomputed forwards into registers and consumed backwards. With g the
+gradient with respect to the state after step i and p = decay_{i+1} g_{i+1}:
 
     g_i = p + C_i dy_i,   p = decay_i g_i,   dC_i = sum_e dy_i h_i,   dB_i = sum_e g_i dt_i u_i
     du_i = dt_i sum_n g_i B_i + D dy_i
@@ -38,7 +38,7 @@ from .chunks import (
     unpacked,
 )
 from .ptx import far_rows, fetch
-from .replay import replay, through_gate
+from .replay import replay, store_output_gradients, through_gate
 from .scan import LN2, LOG2E, SIZES, mirrored, segment_start, sigmoid, step_size
 
 
@@ -55,11 +55,12 @@ FETCHED = tl.constexpr(3)  # chunks ahead that the walk backwards fetches
 @triton.jit
 def recompute(
     h, xs, dts, Bs, A_block, bias, live, alive,
+    COUNT: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CHUNK: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
-    """Step sizes and decays of a chunk, and the states before each of its steps."""
+    """Step sizes and decays of a chunk, and its states, COUNT of them, from the one before it."""
     # Decays first: they do not wait for the checkpoint to arrive.
     sizes = ()
     decays = ()
@@ -70,7 +71,7 @@ def recompute(
         sizes = sizes + (step,)
         decays = decays + (tl.exp2(step[:, None] * A_block),)
     states = (h,)
-    for j in tl.static_range(CHUNK - 1):
+    for j in tl.static_range(COUNT - 1):
         B_now = live
         if Bs is not None:
             B_now = Bs[j].to(tl.float32)[None, :]
@@ -94,8 +95,9 @@ def step_gradient(dstep, raw, step, bias, SOFTPLUS: tl.constexpr, SOFTPLUS_DONE:
 @triton.jit
 def consume(
     p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, dts, dys, Bs, Cs,
-    A_block, skip, bias, live, ones, z, du, ddt, dB, stride_e, stride_z, stride_share,
+    A_block, skip, bias, live, ones, z, dz, du, ddt, dB, dC, stride_e, stride_z, stride_share,
     e, E, n, N, alive, scale,
+    ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SOFTPLUS_DONE: tl.constexpr,
@@ -105,7 +107,8 @@ def consume(
 ):  # fmt: skip
     """Walk a chunk backwards: store its gradients, return p and the sums of the program.
 
-    xs, dts, dys: its rows in float32; z, du, ddt, dB: pointers to its first row.
+    xs, dts, dys: its rows in float32; z, dz, du, ddt, dB, dC: pointers to its first row; dz and dC
+    are none where the replay has stored them.
     """
     for j in tl.static_range(CHUNK - 1, -1, -1):
         inside = None
@@ -122,7 +125,13 @@ def consume(
             B_now = Bs[j].to(tl.float32)[None, :]
         if Cs is not None:
             C_now = Cs[j].to(tl.float32)[None, :]
-        if z is not None:
+        if len(states) > CHUNK:
+            g_out = store_output_gradients(
+                j, states[j + 1], x, g_out, C_now, z, dz, dC, skip, ones,
+                stride_e, stride_z, stride_share, e, E, n, N, j < alive, scale,
+                ADD, LEAST_GATE, SUM_BY_PRODUCT, MASK,
+            )  # fmt: skip
+        elif z is not None:
             gate = tl.load(z + j * stride_z, inside)
             g_out, _, _ = through_gate(g_out, gate, scale, LEAST_GATE)
         g = p + g_out[:, None] * C_now
@@ -199,6 +208,9 @@ def scan_backward_kernel(
         bias = tl.load(dt_bias + e, mask=mask_e, other=0.0).to(tl.float32)
     live = tl.where(mask_n, 1.0, 0.0)[None, :]
     ones = picks(BLOCK_E)
+    # Who stores the gradients of C and gate: the replay, or the walk back with one more state.
+    EARLY: tl.constexpr = B is None
+    LATE: tl.constexpr = B is not None and (C is not None or z is not None)
     WITHIN: tl.constexpr = MASK if MASK == 2 else 0  # before its last chunk a line has whole ones
     PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if PACKED else PADDED_N * BLOCK_E
     # The place of a chunk holds the state before it; before a line's first it is zero.
@@ -260,9 +272,10 @@ def scan_backward_kernel(
             C_at = C + source * N
             dC_at = dC + (row * blocks + block) * N
         replay(
-            u_at, dt_at, dy + y_token * E + e, B_at, C_at, z_at, dz_at, dC_at, us, dts, dys,
-            A_block, skip, bias, live, ones, saved, place, steps, stride_e, stride_y, stride_n,
-            stride_z, stride_n * blocks, e, E, n, N, scale, ADD, LEAST_GATE, SOFTPLUS,
+            u_at, dt_at, dy + y_token * E + e, B_at, C_at, z_at if EARLY else None,
+            dz_at if EARLY else None, dC_at if EARLY else None, us, dts, dys, A_block, skip, bias,
+            live, ones, saved, place, steps, stride_e, stride_y, stride_n, stride_z,
+            stride_n * blocks, e, E, n, N, scale, ADD, LEAST_GATE, SOFTPLUS,
             SUM_BY_PRODUCT, CHUNK, GROUP, PLACE, PACKED, AHEAD, FETCH, MASK,
         )  # fmt: skip
         u_at += last
@@ -273,6 +286,7 @@ def scan_backward_kernel(
         share_n = (row - source) * N  # from there to the gradients' slab
         if z is not None:
             z_at += first * stride_z.to(tl.int64)
+            dz_at += last
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
         state_at = saved + (chunks - 1) * PLACE
         B_rows = None
@@ -317,7 +331,10 @@ def scan_backward_kernel(
                 else:
                     Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, MASK)
             Cs = None
+            late_dC = None
             if C is not None:
+                if LATE:
+                    late_dC = dC + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
                     Cs = tl.split(C_rows)
                     C_rows = load_rows(C + back_n, stride_n, N, back, PADDED_N, CHUNK)
@@ -332,13 +349,24 @@ def scan_backward_kernel(
             dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, WITHIN)
             dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, WITHIN)
             sizes, decays, states = recompute(
-                h, xs, raw, Bs, A_block, bias, live, alive, SOFTPLUS, CHUNK, MASK
+                h,
+                xs,
+                raw,
+                Bs,
+                A_block,
+                bias,
+                live,
+                alive,
+                CHUNK + 1 if LATE else CHUNK,
+                SOFTPLUS,
+                CHUNK,
+                MASK,
             )
             tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
             p, dA_sum, dD_sum, dbias_sum = consume(
                 p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
-                A_block, skip, bias, live, ones, z_at, du_at, ddt_at, dB_at,
-                stride_e, stride_z, stride_n * blocks, e, E, n, N, alive, scale,
+                A_block, skip, bias, live, ones, z_at, dz_at, du_at, ddt_at, dB_at, late_dC,
+                stride_e, stride_z, stride_n * blocks, e, E, n, N, alive, scale, ADD,
                 LEAST_GATE, SOFTPLUS, SOFTPLUS_DONE, SUM_BY_PRODUCT, CHUNK, MASK,
             )  # fmt: skip
             du_at -= CHUNK * stride_e
@@ -346,6 +374,7 @@ def scan_backward_kernel(
             at_n -= CHUNK * stride_n
             if z is not None:
                 z_at -= CHUNK * stride_z
+                dz_at -= CHUNK * stride_e
         tl.debug_barrier()
         segment += 1
         k += tl.where(segment == segments, 1, 0)
