@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 demo: $(READY)  ## train, evaluate and report on the bundled images: runs/demo/report.html
-	@$(BIN)/v2m train v2m_hier_nano_28 --data fashion-mnist-small --recipe demo --output runs/demo --overwrite
+	@$(BIN)/v2m train --recipe demo --output runs/demo --overwrite
 
 test: $(READY)  ## the default test suite
 	@$(BIN)/python -m pytest -n 2

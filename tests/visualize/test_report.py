@@ -21,6 +21,7 @@ from v2m.errors import InputError
 from v2m.models import save_model
 from v2m.ops.backend import use_backend
 from v2m.visualize import write_report
+from v2m.visualize.fields import _compare
 from v2m.visualize.results import Results, wilson_interval
 
 NAMES = [*(f"thing {index}" for index in range(9)), "<b>&co"]
@@ -128,6 +129,17 @@ def test_fields_tell_the_scans_apart(text):
     assert "trained with “corners”" in page
     assert page.count("release") >= 3
     assert "that costs the lower right quarter most" in page
+
+
+def test_fields_that_differ_little_are_not_told_apart():
+    corners = np.ones((28, 28))
+    deaf = corners.copy()
+    deaf[16:, 16:] = 0
+    found = [
+        _compare({"corners": corners, "release": release}, (7, 7)) for release in (corners, deaf)
+    ]
+    assert "changes little" in found[0]
+    assert "deaf to the lower right quarter" in found[1]
 
 
 def test_missing_pieces_are_said(tmp_path):

@@ -35,11 +35,6 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any], str]] = {
         {"embed_dim": 64, "depth": 4, **_NANO},
         "small enough to train on a CPU, for 28-pixel grey images",
     ),
-    "v2m_hier_nano_28": (
-        HierarchicalV2M,
-        {"dims": (48, 96), "depths": (1, 1), "img_size": 28, "in_chans": 1, "num_classes": 10},
-        "the hierarchical structure, likewise: the model of the demo",
-    ),
     "v2m_tiny_patch16_224": (V2M, {"embed_dim": 192, "depth": 24}, "V2M-T of the paper"),
     "v2m_small_patch16_224": (V2M, {"embed_dim": 384, "depth": 24}, "V2M-S of the paper"),
     "v2m_base_patch16_224": (V2M, {"embed_dim": 768, "depth": 24}, "the same structure, wider"),

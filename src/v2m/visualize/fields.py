@@ -150,6 +150,11 @@ def _compare(row: dict[str, np.ndarray], grid: tuple[int, int]) -> str:
     if kept[most] == 0:
         return f"At initialisation that makes the middle deaf to the {most} quarter of the image."
     fainter = 1 / kept[most]
+    if fainter < 1.2:
+        return (
+            "In this model that changes little at initialisation: to the middle no quarter of the "
+            "image is fainter under “release” by more than a fifth."
+        )
     return (
         f"At initialisation that costs the {most} quarter most: under “release” the middle hears "
         f"it {fainter:.{0 if fainter >= 10 else 1}f} times more faintly than under “corners”."
