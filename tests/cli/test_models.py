@@ -31,7 +31,7 @@ def test_json_of_a_filter(pattern, capsys):
 
 
 def test_csv(capsys):
-    assert main(["models", "nano_patch4", "--csv"]) == 0
+    assert main(["models", "nano", "--csv"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["name"] == "v2m_nano_patch4_28"
     assert row["input_size"] == "1x28x28"

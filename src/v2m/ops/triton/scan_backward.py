@@ -349,19 +349,9 @@ def scan_backward_kernel(
             dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, WITHIN)
             dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, WITHIN)
             sizes, decays, states = recompute(
-                h,
-                xs,
-                raw,
-                Bs,
-                A_block,
-                bias,
-                live,
-                alive,
-                CHUNK + 1 if LATE else CHUNK,
-                SOFTPLUS,
-                CHUNK,
-                MASK,
-            )
+                h, xs, raw, Bs, A_block, bias, live, alive,
+                CHUNK + 1 if LATE else CHUNK, SOFTPLUS, CHUNK, MASK,
+            )  # fmt: skip
             tl.debug_barrier()  # or the compiler puts the loads of the next chunk off
             p, dA_sum, dD_sum, dbias_sum = consume(
                 p, dA_sum, dD_sum, dbias_sum, sizes, decays, states, xs, raw, g_outs, Bs, Cs,
