@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from v2m.errors import InputError
+
+_GRACE = 0.2  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,10 @@ def join_ranks(device: str, timeout_minutes: float = 10.0) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+        # Sharded parameters keep the group, and gloo's threads, alive beyond this. Such a thread
+        # may still wait for the interpreter to free the last collective's tensors, and aborts the
+        # process if it meets an interpreter that is shutting down: let it come first.
+        time.sleep(_GRACE)
 
 
 def choose_device(name: str, ranks: Ranks) -> torch.device:
