@@ -131,6 +131,10 @@ def test_quarters_leave_out_the_tokens_own_row_and_column():
     field[:2, :4], field[:2, 6:], field[4:, :4], field[4:, 6:] = 1, 2, 3, 4
     field[2:4], field[:, 4:6] = 99, 99
     assert list(quarter_means(field, (3, 5)).values()) == [1, 2, 3, 4]
+    field = np.zeros((7, 10))  # 3 x 4: the middle token (1, 2) lies on pixels 2.33-4.67, 5-7.5
+    field[:2, :5], field[:2, 8:], field[5:, :5], field[5:, 8:] = 1, 2, 3, 4
+    field[2:5], field[:, 5:8] = 99, 99
+    assert list(quarter_means(field, (3, 4)).values()) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

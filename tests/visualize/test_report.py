@@ -18,10 +18,10 @@ from v2m.data import ArrayDataset, load_dataset
 from v2m.engine.config import DatasetConfig, TrainConfig, to_dict
 from v2m.engine.rundir import CONFIG, METRICS, PREDICTIONS
 from v2m.errors import InputError
-from v2m.models import save_model
+from v2m.models import create_model, save_model
 from v2m.ops.backend import use_backend
 from v2m.visualize import write_report
-from v2m.visualize.fields import _compare
+from v2m.visualize.fields import _compare, token_grid
 from v2m.visualize.results import Results, wilson_interval
 
 NAMES = [*(f"thing {index}" for index in range(9)), "<b>&co"]
@@ -160,6 +160,23 @@ def test_grid_that_is_not_square_has_no_release(tmp_path):
     page = Page(write_report(run, field_images=2, device="cpu").read_text(encoding="utf-8"))
     assert "this model's is 3 x 7" in page.text
     assert "fields" in page.ids
+
+
+@pytest.mark.parametrize("size", [(28, 28), (30, 52), (32, 64)])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("v2m_hier_small_224", {"dims": [8, 8], "depths": [1, 1]}),
+        ("v2m_nano_patch4_28", {"dynamic_img_pad": True}),
+    ],
+)
+def test_the_grid_is_the_models_own(name, kwargs, size):
+    model = create_model(name, in_chans=1, **kwargs)
+    images = torch.randn(1, 1, *size)
+    (features,) = model.forward_intermediates(
+        images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
+    )
+    assert token_grid(model, images) == features.shape[-2:]
 
 
 def test_many_classes_show_those_with_most_mistakes(tmp_path):

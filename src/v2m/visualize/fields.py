@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,10 @@ def untrained_like(run: Run, model: nn.Module) -> nn.Module:
 
 
 def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of the model's last feature map."""
+    """Rows and columns of the model's last feature map: what begins a token has one."""
     reduction = model.feature_info[-1]["reduction"]
-    return images.shape[-2] // reduction, images.shape[-1] // reduction
+    height, width = (math.ceil(side / reduction) for side in images.shape[-2:])
+    return height, width
 
 
 def _affordable(predictor: Predictor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -97,12 +98,13 @@ def quarter_means(field: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
 
     Args:
         field: (H, W), for the middle token of the grid.
-        grid: Rows and columns of tokens, which divide H and W.
+        grid: Rows and columns of tokens. Where they do not divide H and W, a pixel that is partly
+            the token's is its own.
     """
-    (height, width), (row, column) = field.shape, center_token(*grid)
-    patch_height, patch_width = height // grid[0], width // grid[1]
-    rows = slice(0, row * patch_height), slice((row + 1) * patch_height, height)
-    columns = slice(0, column * patch_width), slice((column + 1) * patch_width, width)
+    rows, columns = (
+        (slice(0, token * side // tokens), slice(math.ceil((token + 1) * side / tokens), side))
+        for token, side, tokens in zip(center_token(*grid), field.shape, grid)
+    )
     parts = [field[vertical, horizontal] for vertical in rows for horizontal in columns]
     means = (float(part.mean()) if part.size else float("nan") for part in parts)
     return dict(zip(QUARTERS, means))
