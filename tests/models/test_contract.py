@@ -55,6 +55,21 @@ def test_timm_knows_the_name(name):
         v2m.create_model(name, pretrained=True)
 
 
+def test_checkpointing_recomputes_with_the_backend_of_the_forward(name):
+    model = small(name, drop_path_rate=0.0).train()
+    images = images_for(model, 2)
+    with v2m.ops.use_backend("eager"):
+        model(images).sum().backward()
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    with v2m.ops.use_backend("eager"):
+        y = model(images).sum()
+    y.backward()
+    for gradient, parameter in zip(expected, model.parameters()):
+        assert gradient is None or relative_error(parameter.grad, gradient) < 1e-6
+
+
 def test_features_and_head(name):
     model = small(name, num_classes=7).eval()
     images = images_for(model, 3)

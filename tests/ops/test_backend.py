@@ -7,11 +7,13 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from v2m.errors import InputError
 from v2m.ops import backend as backend_module
 from v2m.ops import selective_scan, use_backend
-from v2m.ops.backend import choose_backend, explain_backend, is_available
+from v2m.ops.backend import choose_backend, explain_backend, is_available, recompute_as_now
 
 
 @pytest.fixture(autouse=True)
@@ -101,10 +103,11 @@ def test_use_backend_reaches_the_operator(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "Eager", "numba"])
 def test_unknown_names(monkeypatch, name):
-    message = f"must be one of reference, eager, cpu, triton; got {name!r}."
+    message = f"must be one of reference, eager, cpu, triton; got {name!r}"
     with pytest.raises(InputError, match=re.escape(message)), use_backend(name):
         pass
     monkeypatch.setenv("V2M_BACKEND", name)
+    message += ", forced by the environment variable V2M_BACKEND."
     with pytest.raises(InputError, match=re.escape(message)):
         choose_backend(None, torch.zeros(1))
 
@@ -148,3 +151,65 @@ def test_exported_programs_hold_plain_operations(monkeypatch):
     name, reason = explain_backend(None, "cpu")
     assert name == "eager"
     assert "exported" in reason
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_compiled_backends_refuse_double_precision(monkeypatch, name):
+    install(monkeypatch, "numba", "triton")
+    grid = torch.zeros(1, 1, 2, 1, dtype=torch.float64)
+    with pytest.raises(InputError, match="keeps its state in float32; got float64"):
+        selective_scan(grid, grid, -torch.ones(1, 1), axis=2, backend=name)
+
+
+def scan_of(backend):
+    generator = torch.Generator().manual_seed(0)
+    A = -torch.rand(8, 4, generator=generator)
+    u = torch.randn(2, 3, 4, 8, generator=generator)
+    return u, lambda u: selective_scan(u, u, A, axis=1, backend=backend)
+
+
+def tangent(f, u):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(u, u.cos()))).tangent
+
+
+TRANSFORMS = {
+    "jvp": lambda f, u: torch.func.jvp(f, (u,), (u.cos(),))[1],
+    "dual": tangent,
+    "grad": lambda f, u: torch.func.grad(lambda x: f(x).square().sum())(u),
+    "gradients of each image": lambda f, u: torch.func.vmap(
+        torch.func.grad(lambda x: f(x[None]).square().sum())
+    )(u),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_run_in_plain_operations(name):
+    """A compiled operator would lose the tangent and say nothing."""
+    transform = TRANSFORMS[name]
+    u, chosen = scan_of(None)
+    expected = transform(scan_of("eager")[1], u)
+    assert expected.abs().max() > 0.1
+    assert torch.equal(transform(chosen, u), expected)
+    assert torch.allclose(transform(scan_of("reference")[1], u), expected, atol=1e-5)
+    pytest.importorskip("numba")
+    with pytest.raises(InputError, match="cannot be transformed by"):
+        transform(scan_of("cpu")[1], u)
+
+
+@pytest.mark.parametrize("forward", [None, "eager", "reference"])
+@pytest.mark.parametrize("backward", [None, "eager", "reference"])
+def test_what_is_computed_again_has_the_backend_of_the_first_time(monkeypatch, forward, backward):
+    used = []
+    original = backend_module.explain_backend
+    monkeypatch.setattr(
+        backend_module, "explain_backend", lambda *a: used.append(original(*a)) or used[-1]
+    )
+    u, f = scan_of(None)
+    u.requires_grad_()
+    with use_backend(forward):
+        y = checkpoint(f, u, use_reentrant=False, **recompute_as_now())
+    with use_backend(backward):
+        y.sum().backward()
+    assert len(used) == 2
+    assert used[0] == used[1]

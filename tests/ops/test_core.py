@@ -5,11 +5,15 @@ identity on its inputs and every scan a running sum, so that with a power of two
 pixel the result of one direction is, exactly, the set of pixels that reach each pixel.
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from helpers import available_backends, device_of, relative_error, scan_loops
+from triton_cases import make_core
+from v2m.errors import InputError
 from v2m.layers import SCANS, get_scan
 from v2m.ops.core import Direction, PassWeights, Sweep, causal_conv, distinct_sweeps, mixer_core
 
@@ -309,3 +313,33 @@ def test_output_and_every_gradient_by_name(backend, name, grid, dtype):
         error = relative_error(results[key], expected)
         allowed = 2 * relative_error(yardstick[key], expected) + trifle
         assert error <= allowed, (key, error, allowed)
+
+
+WRONG = {
+    "u of three dimensions": ({"u": torch.zeros(2, 3, 8)}, "`u` and `z` must both be (B, H, W, E)"),
+    "another z": ({"z": torch.zeros(1, 2, 2, 8)}, "got (1, 3, 4, 8) and (1, 2, 2, 8)."),
+    "more channels": (
+        {"u": torch.zeros(1, 3, 4, 24), "z": None},
+        "`conv_weight` of the first pass must be of shape (24, 4); got (8, 4).",
+    ),
+    "x_proj": (
+        {"x_proj": torch.zeros(12, 8)},
+        "`x_proj` of the second pass must be of shape (5, 8); got (12, 8).",
+    ),
+    "A_log": ({"A_log": torch.zeros(9, 2)}, "must be of shape (8, 2); got (9, 2)."),
+    "D": ({"D": torch.zeros(7)}, "`D` of the second pass must be of shape (8,); got (7,)."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_shapes_that_do_not_fit(case, backend):
+    u, z, _, first, second = make_core((1, 3, 4, 8), 2, 3, torch.float32, "cpu")
+    changes, message = WRONG[case]
+    grids = {"u": u, "z": z, **{k: v for k, v in changes.items() if k in "uz"}}
+    second = second._replace(**{k: v for k, v in changes.items() if k not in "uz"})
+    with pytest.raises(InputError, match=re.escape(message)):
+        mixer_core(
+            grids["u"], grids["z"], first, second, (Direction(Sweep(2), Sweep(1)),),
+            backend=backend,
+        )  # fmt: skip

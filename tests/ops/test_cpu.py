@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import relative_error
+from helpers import relative_error, scan_inputs
 from v2m.ops.core import PassWeights, mixer_core
 
 pytest.importorskip("numba")
 from cpu_cases import NAMES, RELEASE, by_kernels, corners, make_case
-from v2m.ops import reference
+from v2m.ops import reference, selective_scan
 from v2m.ops.cpu import scan_backward, scan_forward
 from v2m.ops.cpu.backward import SAVED_CHUNK
 from v2m.ops.cpu.jobs import token_pitch
@@ -67,6 +67,49 @@ def test_any_number_of_states(states):
 @pytest.mark.parametrize(("rank", "taps"), [(1, 1), (2, 2), (5, 3), (17, 6)])
 def test_any_rank_and_width_of_convolution(rank, taps):
     assert_right(*make_case(1, 4, 4, 20, rank=rank, taps=taps), RELEASE)
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
+def default_dtype(request):
+    before = torch.get_default_dtype()
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("given", [("B", "C", "D", "dt_bias", "z"), ("B",), ()], ids="-".join)
+def test_the_default_dtype_is_nothing_to_the_kernels(default_dtype, given):
+    inputs = scan_inputs(torch.Generator().manual_seed(0), (2, 3, 70, 20), 6)
+    inputs = {k: x.float() for k, x in inputs.items() if k in ("u", "dt", "A", *given)}
+
+    def run():
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        y = selective_scan(**leaves, axis=2, backend="cpu")
+        return y, *torch.autograd.grad(y.square().sum(), list(leaves.values()))
+
+    expected = run()
+    torch.set_default_dtype(default_dtype)
+    assert all(map(torch.equal, run(), expected))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_nor_to_a_core(default_dtype, gated):
+    u, z, dy, first, second = make_case(2, 5, 7, 20)
+    if not gated:
+        z, first, second = (
+            None,
+            PassWeights(None, None, *first[2:]),
+            PassWeights(None, None, *second[2:]),
+        )
+
+    def run():
+        leaves = [x.clone().requires_grad_() for x in (u, *first[2:], *second[2:])]
+        passes = PassWeights(*first[:2], *leaves[1:6]), PassWeights(*second[:2], *leaves[6:])
+        y = mixer_core(leaves[0], z, *passes, corners(), backend="cpu")
+        return y, *torch.autograd.grad(y, leaves, dy)
+
+    expected = run()
+    torch.set_default_dtype(default_dtype)
+    assert all(map(torch.equal, run(), expected))
 
 
 def test_halves_of_a_tensor_are_read_in_place():

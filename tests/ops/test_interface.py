@@ -29,6 +29,8 @@ WRONG = {
         {"u": ZEROS(2, 3, 4, 5, dtype=torch.long)},
         "got (2, 3, 4, 5) of torch.int64",
     ),
+    "reverse in words": ({"reverse": "no"}, "`reverse` must be True or False; got 'no'."),
+    "softplus a number": ({"softplus": 1}, "`softplus` must be True or False; got 1."),
     "u without rows": ({"u": ZEROS(2, 0, 4, 5)}, "none of H, W, E zero; got (2, 0, 4, 5)"),
     "u an array": ({"u": np.zeros((2, 3, 4, 5))}, "`u` must be a torch.Tensor; got ndarray."),
     "A of one dimension": ({"A": ZEROS(5)}, "`A` must be (E, N) with E = 5, the channels of `u`"),
@@ -70,7 +72,8 @@ WRONG = {
     "window of 1.5": ({"window": 1.5}, "or None; got 1.5."),
     "backend unknown": (
         {"backend": "cuda"},
-        "`backend` must be one of reference, eager, cpu, triton; got 'cuda'.",
+        "`backend` must be one of reference, eager, cpu, triton; got 'cuda', asked for by the"
+        " caller.",
     ),
 }
 
@@ -171,6 +174,37 @@ def test_a_bad_value_stays_on_its_line_and_behind_itself(backend, name, value, r
     assert torch.equal(y.cpu()[untouched], clean.cpu()[untouched])
     if math.isnan(value):
         assert torch.isnan(y[1, 1, 4]).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("backend", available_backends())
+def test_nothing_passes_the_border_of_a_window(backend, value, reverse):
+    """A bad input or gradient in the middle one of three windows leaves the others as they were."""
+    inputs, inside = extreme_inputs(backend), slice(4, 8)
+
+    def run(given, dy):
+        leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+        y = selective_scan(**leaves, axis=2, reverse=reverse, window=4, backend=backend)
+        gradients = torch.autograd.grad(
+            y, [leaves[name] for name in ("u", "dt", "B", "C", "z")], dy
+        )
+        return [x.detach().cpu() for x in (y, *gradients)]
+
+    dy = torch.ones_like(inputs["u"])
+    clean = run(inputs, dy)
+    for name in ("u", "B", "C", "z", None):
+        bad, bad_dy = {**inputs}, dy.clone()
+        if name is None:
+            bad_dy[1, 1, 5] = value
+        else:
+            bad[name] = inputs[name].clone()
+            bad[name][1, 1, 5] = value
+        pairs = zip(run(bad, bad_dy), clean)
+        changed = torch.stack([(got != wanted).any(-1) for got, wanted in pairs])  # (6, B, H, W)
+        assert changed[:, 1, 1, inside].any()
+        changed[:, 1, 1, inside] = False
+        assert not changed.any(), name
 
 
 @pytest.mark.parametrize(("name", "value"), GROWING)

@@ -37,6 +37,30 @@ def test_opcheck_of_the_core():
     opcheck(torch.ops.v2m.mixer_core.default, core_arguments())
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 4, 16), (1, 1, 1, 16), (2, 1, 3, 5)], ids=str)
+@pytest.mark.parametrize("states", [1, 2])
+def test_opcheck_of_the_gradients(shape, states):
+    """Results that fill whole vectors could be views of one table: they must not share memory."""
+    *grid, channels = shape
+    dy, u, dt, z = (torch.randn(shape) for _ in range(4))
+    B, C = (torch.randn(*grid, states) for _ in "BC")
+    A, D, bias = -torch.rand(channels, states), torch.randn(channels), torch.randn(channels)
+    rest = True, 1, True, 2, "cpu"
+    opcheck(torch.ops.v2m.selective_scan_backward.default, (dy, u, dt, A, B, C, D, z, bias, *rest))
+    opcheck(
+        torch.ops.v2m.selective_scan_backward.default,
+        (dy, u, dt, A, None, None, None, None, None, *rest),
+    )
+    u, z, _, first, second = make_core(shape, states, RANK, torch.float32, "cpu")
+    rest = list(first), list(second), library._encode(DIRECTIONS["corners"]), "cpu"
+    y, y1 = torch.ops.v2m.mixer_core(u, z, *rest)
+    opcheck(torch.ops.v2m.mixer_core_backward.default, (dy, u, z, y, y1, *rest))
+    rest = list(first[2:]), list(second[2:]), *rest[2:]
+    opcheck(torch.ops.v2m.ungated_core.default, (u, *rest))
+    _, y1 = torch.ops.v2m.ungated_core(u, *rest)
+    opcheck(torch.ops.v2m.ungated_core_backward.default, (dy, u, y1, *rest))
+
+
 @pytest.mark.parametrize("name", sorted(DIRECTIONS))
 def test_directions_survive_the_schema(name):
     assert library._decode(library._encode(DIRECTIONS[name])) == DIRECTIONS[name]

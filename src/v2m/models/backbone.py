@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from v2m.errors import InputError
+from v2m.ops.backend import recompute_as_now
 
 from .config import BackboneConfig, check_pooling, check_whole, from_keywords
 
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
+            return checkpoint(block, x, use_reentrant=False, **recompute_as_now())
         return block(x)
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -3,18 +3,29 @@
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from v2m.errors import InputError
 
-__all__ = ["BACKENDS", "choose_backend", "explain_backend", "is_exporting", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "choose_backend",
+    "explain_backend",
+    "is_exporting",
+    "recompute_as_now",
+    "use_backend",
+]
 
 BACKENDS = ("reference", "eager", "cpu", "triton")
+_COMPILED = ("cpu", "triton")
 _forced: ContextVar[str | None] = ContextVar("v2m_backend", default=None)
 
 
@@ -33,11 +44,13 @@ def explain_backend(
         (os.environ.get("V2M_BACKEND"), "forced by the environment variable V2M_BACKEND"),
     ):
         if name:
-            return _check(name, device_type), source
+            return _check(name, source, device_type, dtype), source
     if is_exporting():
         return "eager", "an exported program can hold plain operations only"
     if dtype == torch.float64:
         return "eager", "the compiled kernels keep their state in float32"
+    if _transformed():
+        return "eager", "torch.func and forward-mode derivatives need plain operations"
     if device_type == "cuda" and torch.version.hip is None and is_available("triton"):
         return "triton", "the tensor is on a CUDA device and Triton is installed"
     if device_type == "cpu" and is_available("cpu"):
@@ -61,6 +74,13 @@ def is_exporting() -> bool:
 
 
 @torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is under way. Compiled
+    operators have rules for neither, and would drop a tangent without a word."""
+    return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
+
+
+@torch.compiler.assume_constant_result
 def is_available(name: str) -> bool:
     """Whether a backend's compiler is installed; nothing is imported to find out."""
     return _find(name)
@@ -75,9 +95,10 @@ def _find(name: str) -> bool:
         return False
 
 
-def _check(name: str, device_type: str) -> str:
+def _check(name: str, source: str, device_type: str, dtype: torch.dtype) -> str:
+    """The name; InputError if that backend cannot do it. `source`: who wants it."""
     if name not in BACKENDS:
-        raise InputError(f"`backend` must be one of {', '.join(BACKENDS)}; got {name!r}.")
+        raise InputError(f"`backend` must be one of {', '.join(BACKENDS)}; got {name!r}, {source}.")
     if not is_available(name):
         raise InputError(
             f"backend {name!r} needs the package {'numba' if name == 'cpu' else name}, which is not"
@@ -85,10 +106,29 @@ def _check(name: str, device_type: str) -> str:
         )
     if name == "cpu" and device_type != "cpu":
         raise InputError(
-            f"backend 'cpu' works on CPU tensors; got a tensor on {device_type!r}."
-            " Move it with .cpu() or leave `backend` unset."
+            f"backend 'cpu', {source}, works on CPU tensors; got a tensor on {device_type!r}."
+            " Move it with .cpu(), or let the backend be chosen."
+        )
+    if name in _COMPILED and dtype == torch.float64:
+        raise InputError(
+            f"backend {name!r}, {source}, keeps its state in float32; got float64."
+            " Use backend='eager', or convert with .float()."
+        )
+    if name in _COMPILED and _transformed():
+        raise InputError(
+            f"backend {name!r}, {source}, cannot be transformed by torch.func nor differentiated"
+            " forwards. Use backend='eager', or let the backend be chosen."
         )
     return name
+
+
+def recompute_as_now() -> dict[str, Any]:
+    """Arguments for `torch.utils.checkpoint` with which the second forward pass, in the backward
+    and perhaps on another thread, has the backend that is forced now, or none."""
+    if torch.compiler.is_compiling():  # what is compiled keeps its backend
+        return {}
+    name = _forced_name()
+    return {"context_fn": lambda: (nullcontext(), use_backend(name))}
 
 
 @contextmanager

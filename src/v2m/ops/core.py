@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from v2m.errors import InputError
+
 from . import eager, reference
 from .backend import choose_backend, is_exporting
 
@@ -69,7 +71,11 @@ def mixer_core(
     u, z: (B, H, W, E), the two halves of `in_proj`; z is None where there is no gate. Returns
     (B, H, W, E) in the dtype of u, or (B, W, H, E) with `transpose`, which the published code's
     misalignment needs.
+
+    Raises:
+        InputError (a ValueError): shapes that do not fit, or a backend that cannot do it.
     """
+    _check(u, z, first, second)
     name = choose_backend(backend, u)
     if name == "eager" and is_exporting():
         from .exported import compose  # fewer and larger loops
@@ -89,6 +95,27 @@ def mixer_core(
         else:
             y = library.mixer_core(u, z, first, second, directions, name)
     return y.transpose(1, 2) if transpose else y
+
+
+def _check(u: Tensor, z: Tensor | None, first: PassWeights, second: PassWeights) -> None:
+    """The kernels take shapes at their word and addresses from them."""
+    if u.dim() != 4 or (z is not None and z.shape != u.shape):
+        got = tuple(u.shape) if z is None else f"{tuple(u.shape)} and {tuple(z.shape)}"
+        raise InputError(f"`u` and `z` must both be (B, H, W, E); got {got}.")
+    channels = u.shape[-1]
+    for which, weights in (("first", first), ("second", second)):
+        width = 0 if weights.conv_weight is None else weights.conv_weight.shape[-1]
+        rank, states = weights.dt_proj.shape[-1], weights.A_log.shape[-1]
+        wanted = PassWeights(
+            (channels, width), (channels,), (rank + states, channels), (channels, rank),
+            (channels,), (channels, states), (channels,),
+        )  # fmt: skip
+        for name, tensor, shape in zip(PassWeights._fields, weights, wanted):
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise InputError(
+                    f"`{name}` of the {which} pass must be of shape {shape}; got"
+                    f" {tuple(tensor.shape)}."
+                )
 
 
 def _compiled_scan(scan, name, *arguments):

@@ -78,8 +78,7 @@ def recurrence(
     def step(h: Tensor, now: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         x = now["x"].unsqueeze(-1)
         x = x * now["B"].unsqueeze(-2) if "B" in now else x
-        decay = torch.exp(now["dt"].unsqueeze(-1) * A) * now["keep"]
-        h = decay * h + x
+        h = torch.where(now["keep"], torch.exp(now["dt"].unsqueeze(-1) * A) * h, 0.0) + x
         return h, ((h * now["C"].unsqueeze(-2)) if "C" in now else h).sum(-1)
 
     return _run(step, dt, A, steps, axis, reverse)
@@ -92,7 +91,7 @@ def state_recurrence(
     steps = {"dt": dt, "x": x, "keep": _keep(dt, axis, reverse, window)}
 
     def step(h: Tensor, now: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        h = torch.exp(now["dt"].unsqueeze(-1) * A) * now["keep"] * h + now["x"]
+        h = torch.where(now["keep"], torch.exp(now["dt"].unsqueeze(-1) * A) * h, 0.0) + now["x"]
         return h, h.clone()  # a result may not be the carried tensor itself
 
     return _run(step, dt, A, steps, axis, reverse)
@@ -110,7 +109,7 @@ def _run(step, dt: Tensor, A: Tensor, steps: dict[str, Tensor], axis: int, rever
 
 
 def _keep(dt: Tensor, axis: int, reverse: bool, window: int | None) -> Tensor:
-    """(length, 1) of 0 where a window begins, seen in scan order, and 1 elsewhere."""
+    """(length, 1) bool: whether the state goes on; false where a window begins, in scan order."""
     position = torch.arange(dt.shape[axis], device=dt.device) + int(reverse)
     begins = position % window == 0 if window else torch.zeros_like(position, dtype=torch.bool)
-    return (~begins).to(dt.dtype).unsqueeze(-1)
+    return ~begins.unsqueeze(-1)

@@ -52,7 +52,8 @@ def selective_scan(
         backend: "reference", "eager", "cpu" or "triton"; None chooses the fastest that can do it.
 
     Returns:
-        y, (B, H, W, E) in the dtype of u. The state is float32 (float64 if u is).
+        y, (B, H, W, E) in the dtype of u; under autocast the compiled backends compute and return
+        grids in its dtype. The state is float32 (float64 if u is, which "cpu" and "triton" refuse).
 
         Finite arguments with A <= 0 give finite results, however extreme, as long as the state and
         the result fit in their types; where they do not (A > 0 over many steps, products past the
@@ -63,6 +64,9 @@ def selective_scan(
         InputError (a ValueError): a shape, dtype, device or option does not fit.
     """
     axis = _check(u, dt, A, B, C, D, z, dt_bias, axis, window)
+    for option, value in (("reverse", reverse), ("softplus", softplus)):
+        if type(value) is not bool:
+            raise InputError(f"`{option}` must be True or False; got {value!r}.")
     name = choose_backend(backend, u)
     arguments = (u, dt, A, B, C, D, z, dt_bias, softplus, axis, reverse, window)
     if name == "reference":

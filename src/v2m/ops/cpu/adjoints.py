@@ -54,13 +54,14 @@ def time_step_gradients(
     _, _, _, dt_proj, dt_bias, _, skip = weights_at(job)
     skip_weight = load(slot(job, at.WEIGHTS) + skip + FLOAT * e)
     d_skip, d_bias = splat(ZERO), splat(ZERO)
-    d_gate, d_dt, add = slot(job, at.D_GATE), slot(job, at.D_DT), slot(sweep, at.ADD_GATE)
+    d_gate, add_gate = slot(job, at.D_GATE), slot(sweep, at.ADD_GATE)
+    d_dt, add_dt = slot(job, at.D_DT), slot(sweep, at.ADD_SOURCE)
     for t in range(slot(sweep, at.LENGTH)):
         at_t, index = VECTOR * t, FLOAT * ((token + step * t) * channels + e)
         value, gradient = load(u + FLOAT * (t * channels + e)), load(g + at_t)
         if d_gate:
             change = fma(skip_weight, value, load(y + at_t)) * load(d_out + at_t)
-            store(d_gate + index, change + load(d_gate + index) if add else change)
+            store(d_gate + index, change + load(d_gate + index) if add_gate else change)
         d_skip = fma(gradient, value, d_skip)
         through = load(dx + at_t)
         store(
@@ -70,7 +71,7 @@ def time_step_gradients(
         store(ddt + at_t, change)
         d_bias = d_bias + change
         if d_dt:
-            store(d_dt + index, change)
+            store(d_dt + index, change + load(d_dt + index) if add_dt else change)
     _add(sums + skip + FLOAT * e, d_skip)
     _add(sums + dt_bias + FLOAT * e, d_bias)
     for r in range(rank):

@@ -26,7 +26,7 @@ from .lines import (
     zero,
 )
 from .states import retreat_four, retreat_one
-from .vector import LANES, atomic_increment, load, store, store_float, total
+from .vector import LANES, atomic_increment, load, load_float, store, store_float, total
 
 __all__ = ["backward_kernel", "backward_scratch"]
 
@@ -108,13 +108,16 @@ def _line(job, sweep, line, part, sums, scratch):
     given = slot(job, at.D_ROWS) + FLOAT * columns * part * slot(job, at.IMAGE_TOKENS) * slot(
         job, at.IMAGES
     )
+    add = slot(sweep, at.ADD_SOURCE)
     for t in range(length):
         for e in range(low, high, LANES):
-            index = (token + step * t) * channels + e
-            store(slot(sweep, at.D_SOURCE) + FLOAT * index, load(du + FLOAT * (t * channels + e)))
+            out = slot(sweep, at.D_SOURCE) + FLOAT * ((token + step * t) * channels + e)
+            change = load(du + FLOAT * (t * channels + e))
+            store(out, change + load(out) if add else change)
         for k in range(columns):
             out = given + FLOAT * ((token + step * t) * columns + k)
-            store_float(out, total(load(row_sums + VECTOR * (t * columns + k))))
+            change = total(load(row_sums + VECTOR * (t * columns + k)))
+            store_float(out, change + load_float(out) if add else change)
 
 
 @device
@@ -171,7 +174,8 @@ def _states(job, sweep, n, e, dt, x, g, y, dx, ddt, rows, row, row_sums, sums, s
         if visit >= chunks - 1:
             _retreat(
                 job, n, steps, start, dt + offset, x + offset, g + offset, dx + offset,
-                ddt + offset, e, adjoint, rows + row * start, row, row_sums, sums, saved,
+                ddt + offset, e, adjoint, rows + row * start, row, row_sums, sums, restart, window,
+                saved,
             )  # fmt: skip
     return count
 
@@ -184,8 +188,13 @@ def _copy(source, target):
 
 
 @device
-def _retreat(job, n, steps, start, dt, x, g, dx, ddt, e, adjoint, rows, row, row_sums, sums, saved):
+def _retreat(
+    job, n, steps, start, dt, x, g, dx, ddt, e, adjoint, rows, row, row_sums, sums, restart, window,
+    saved,
+):  # fmt: skip
     """The adjoint of `advance`."""
+    if restart < steps:
+        restart += (steps - 1 - restart) // window * window  # the last one
     stride, columns = FLOAT * slot(job, at.CHANNELS), slot(job, at.COLUMNS)
     b_column, c_column = slot(job, at.B_COLUMN), slot(job, at.C_COLUMN)
     _, _, _, _, _, rate, _ = weights_at(job)
@@ -204,19 +213,20 @@ def _retreat(job, n, steps, start, dt, x, g, dx, ddt, e, adjoint, rows, row, row
             c, c_row, dc, dc_row = one, 0, unused, 0
         retreat_one(
             steps, dt, x, g, dx, ddt, a, adjoint, d_rate, b, b_row, c, c_row, db, db_row, dc,
-            dc_row, saved,
+            dc_row, restart, window, saved,
         )  # fmt: skip
     elif c_column < 0:
         retreat_four(
             steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, None, row, db, None, d_row,
-            saved,
+            restart, window, saved,
         )  # fmt: skip
     elif b_column < 0:
         retreat_four(
             steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, None, c, row, None, dc, d_row,
-            saved,
+            restart, window, saved,
         )  # fmt: skip
     else:
         retreat_four(
-            steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, c, row, db, dc, d_row, saved
-        )
+            steps, dt, x, g, dx, ddt, a, stride, adjoint, d_rate, b, c, row, db, dc, d_row, restart,
+            window, saved,
+        )  # fmt: skip

@@ -38,11 +38,11 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     C_COLUMN,  # where C begins in a row; -1: C is the constant 1
     WIDTH,  # of the convolution; 0: no convolution and no projections, dt, B and C are given
     SOFTPLUS,
-    BFLOAT16,  # grids u, dt, z (and the result of a first pass) are bfloat16, else fp32
+    BFLOAT16,  # the grids that are scanned and given dt are bfloat16, else fp32
     OUT_BFLOAT16,
     SCALE,  # factor of the result, fp32
     ONE,  # the number 1, fp32
-    WEIGHTS,  # packed as `weight_sizes` says
+    WEIGHTS,  # packed as `packing` says; where WIDTH is 0 without x_proj and dt_proj
     X_PROJ,  # x_proj once more, (E, padded columns)
     WEIGHT_SIZE,  # elements of WEIGHTS
     GRADIENTS,  # sums of the groups, (GROUPS, WEIGHT_SIZE)
@@ -71,7 +71,7 @@ SAVED_CHUNK = 256  # steps whose states a backward kernel keeps at once
     MIRROR_LINES,  # the result lies on the line opposite
     MIRROR_STEPS,  # the result lies at the position opposite
     ADD_OUT,  # add to what OUT holds
-    ADD_SOURCE,
+    ADD_SOURCE,  # likewise D_SOURCE, and D_DT and D_ROWS where dt, B and C are given
     ADD_GATE,
     SWEEP_SLOTS,
 ) = range(17)

@@ -35,7 +35,8 @@ def array(tensor: Tensor) -> np.ndarray:
 def pack_pass(weights: PassWeights) -> np.ndarray:
     """The table, (rows, padded E); A_log as decay rates of powers of two, finite where A is."""
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip = map(array, weights)
-    rates = np.exp(A_log) * -LOG2_E
+    with np.errstate(over="ignore"):
+        rates = np.exp(A_log) * -LOG2_E
     np.clip(rates, -LARGEST, LARGEST, out=rates)
     parts = conv_weight.T, conv_bias, x_proj, dt_proj.T, dt_bias, rates.T, skip
     channels = len(skip)
@@ -61,11 +62,12 @@ def unpack_pass(table: np.ndarray, weights: PassWeights) -> PassWeights:
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, rates, skip = np.split(
         table, _ends(weights)[:-1]
     )
-    A = -np.exp(array(weights.A_log))
-    parts = conv_weight.T, conv_bias[0], x_proj, dt_proj.T, dt_bias[0], rates.T * A, skip[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        d_log = rates.T * -np.exp(array(weights.A_log))
+    parts = conv_weight.T, conv_bias[0], x_proj, dt_proj.T, dt_bias[0], d_log, skip[0]
     return PassWeights(
         *(
-            torch.from_numpy(np.ascontiguousarray(part)).to(weight.dtype)
+            torch.from_numpy(np.array(part, order="C")).to(weight.dtype)  # a copy: no views
             for part, weight in zip(parts, weights)
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import layout as at
 from .backward import backward_kernel, backward_scratch
 from .forward import forward_kernel, forward_scratch
 from .jobs import (
@@ -45,8 +46,11 @@ def scan_forward(
     """Arguments as in `v2m.ops.selective_scan`; returns (B, H, W, E) in the dtype of u."""
     gate = None if z is None else gate_of(z)
     weights = pack(_parts(A, D, dt_bias))
-    y = _forward(u, dt, A.shape[1], weights, B, C, gate, softplus, axis, reverse, window)
-    return y.to(u.dtype)
+    x, dt = _grids(u, dt)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows = [sweep_row(x.shape, x, axis, reverse, window, OUT=y.data_ptr())]
+    _forward(x, dt, A.shape[1], weights, B, C, gate, softplus, rows, y.dtype)
+    return y[..., : u.shape[3]].to(u.dtype).contiguous()
 
 
 def scan_backward(
@@ -68,8 +72,11 @@ def scan_backward(
     inputs = (u, dt, A, B, C, D, z, dt_bias)
     gate = None if z is None else gate_of(z)
     weights = pack(_parts(A, D, dt_bias))
+    u, dt = _grids(u, dt)
+    dy = pad(dy.detach().float()).contiguous()
+    rows = [sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr())]
     du, ddt, sums, d_rows, d_gate = _backward(
-        dy, u, dt, A.shape[1], weights, B, C, gate, softplus, axis, reverse, window
+        u, dt, A.shape[1], weights, B, C, gate, softplus, rows
     )
     dA, dD, d_bias = _weight_gradients(sums, A, D, dt_bias)
     dB, dC = _split_rows(d_rows, B, C)
@@ -87,81 +94,97 @@ def scans_forward(u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> Tensor:
     Returns (B, H, W, E) if summed, else (scans, B, H, W, E).
     """
     weights = pack(_parts(A, D, dt_bias))
-    results = []
-    for source, (axis, reverse, window), mirror in scans:
-        b, c = (None if x is None else x[source] for x in (B, C))
-        y = _forward(
-            u[source], dt[source], A.shape[1], weights, b, c, None, True, axis, reverse, window
-        )
-        results.append(y.flip(mirror) if mirror else y)
-    if not summed:
-        return torch.stack(results).to(u.dtype)
-    return sum(y.float() for y in results).to(u.dtype)
+    dtype = torch.bfloat16 if u.dtype == torch.bfloat16 and not summed else torch.float32
+    slabs, channels = 1 if summed else len(scans), u.shape[-1]
+    y = torch.empty(slabs, *u.shape[1:-1], padded_size(channels), dtype=dtype)
+    written = False
+    for source, numbers in _launches(scans):
+        x, steps = _grids(u[source], dt[source])
+        rows = []
+        for number in numbers:
+            out = y[0 if summed else number].data_ptr()
+            rows.append(_row(x, scans[number], OUT=out, ADD_OUT=summed and written))
+            written = True
+        b, c = (None if rows_ is None else rows_[source] for rows_ in (B, C))
+        _forward(x, steps, A.shape[1], weights, b, c, None, True, rows, dtype)
+    return (y[0] if summed else y)[..., :channels].to(u.dtype).contiguous()
 
 
 def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> tuple[Tensor, ...]:
     """Gradients of u, dt, A, B, C, D and dt_bias of `scans_forward`; those of u and dt in its type,
     the others in float32."""
     weights = pack(_parts(A, D, dt_bias))
+    dy = pad(dy.detach().float()).contiguous()
     parts: list = [None] * len(u)  # of each source: du, ddt and gradients of its rows
     sums = 0.0
-    for number, (source, (axis, reverse, window), mirror) in enumerate(scans):
-        gradient = dy if summed else dy[number]
-        gradient = gradient.flip(mirror) if mirror else gradient
-        b, c = (None if x is None else x[source] for x in (B, C))
-        *grids, sum_, rows, _ = _backward(
-            gradient, u[source], dt[source], A.shape[1], weights, b, c, None, True, axis,
-            reverse, window,
-        )  # fmt: skip
-        found = [*grids, rows]
+    for source, numbers in _launches(scans):
+        x, steps = _grids(u[source], dt[source])
+        rows = []
+        for number in numbers:
+            gradient = dy if summed else dy[number]
+            row = _row(x, scans[number], D_OUT=gradient.data_ptr(), ADD_SOURCE=bool(rows))
+            rows.append(row)
+        b, c = (None if rows_ is None else rows_[source] for rows_ in (B, C))
+        du, ddt, sum_, d_rows, _ = _backward(x, steps, A.shape[1], weights, b, c, None, True, rows)
         sums = sums + sum_
         if parts[source] is None:
-            parts[source] = found
+            parts[source] = [du, ddt, d_rows]
         else:
-            for total, part in zip(parts[source], found):
+            for total, part in zip(parts[source], (du, ddt, d_rows)):
                 total += part
-    du, ddt, rows = (torch.stack(slabs) for slabs in zip(*parts))
-    dB, dC = _split_rows(rows, B, C)
+    du, ddt, d_rows = (torch.stack(slabs) for slabs in zip(*parts))
+    dB, dC = _split_rows(d_rows, B, C)
     channels = u.shape[-1]
     du, ddt = (x[..., :channels].to(u.dtype) for x in (du, ddt))
     dA, dD, d_bias = _weight_gradients(sums, A, D, dt_bias)
     return du, ddt, dA, None if B is None else dB, None if C is None else dC, dD, d_bias
 
 
-def _forward(u, dt, states, weights, B, C, gate, softplus, axis, reverse, window) -> Tensor:
-    """y (B, H, W, E), in the type in which u and dt are read."""
-    channels = u.shape[3]
-    u, dt = _grids(u, dt)
-    job, lines = _job(u, dt, states, weights, B, C, gate, softplus, axis)
-    y = torch.empty(u.shape, dtype=u.dtype)
-    job.set(SWEEPS_PER_TASK=1, OUT_BFLOAT16=u.dtype == torch.bfloat16)
-    row = sweep_row(u.shape, u, axis, reverse, window, OUT=y.data_ptr())
+def _launches(scans) -> list[tuple[int, list[int]]]:
+    """Sources, and the numbers of their scans that may share a launch: those on the same lines."""
+    found: dict[tuple, list[int]] = {}
+    for number, (source, sweep, mirror) in enumerate(scans):
+        found.setdefault((source, sweep[0], mirror), []).append(number)
+    return [(key[0], numbers) for key, numbers in found.items()]
+
+
+def _row(x: Tensor, scan, **entries: int):
+    """The table of a scan of the grid x (B, H, W, E)."""
+    _, sweep, mirror = scan
+    axis = sweep[0]
+    lies = {"MIRROR_STEPS": axis in mirror, "MIRROR_LINES": (3 - axis) in mirror}
+    return sweep_row(x.shape, x, *sweep, **lies, **entries)
+
+
+def _forward(u, dt, states, weights, B, C, gate, softplus, rows, dtype) -> None:
+    """Run sweeps of one grid along the same lines; they leave results of `dtype`."""
+    job = _job(u, dt, states, weights, B, C, gate, softplus, rows[0])
+    job.set(SWEEPS_PER_TASK=len(rows), OUT_BFLOAT16=dtype == torch.bfloat16)
     scratch = forward_scratch(job.get("CHANNELS"), states, 0)
-    run(forward_kernel, job, [row], lines * job.get("SPLITS"), scratch)
-    return y[..., :channels].contiguous()
+    run(forward_kernel, job, rows, job.get("LINES") * job.get("SPLITS"), scratch)
 
 
 def _backward(
-    dy, u, dt, states, weights, B, C, gate, softplus, axis, reverse, window
+    u, dt, states, weights, B, C, gate, softplus, rows
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of u and dt (B, H, W, padded E), of the packed weights, of the rows of B and C
-    (B, H, W, columns) and of the gate, in float32."""
-    u, dt = _grids(u, dt)
-    dy = pad(dy.detach().float()).contiguous()
-    job, lines = _job(u, dt, states, weights, B, C, gate, softplus, axis)
+    """Gradients, summed over sweeps of one grid along the same lines, of u and dt (B, H, W, padded
+    E), of the packed weights, of the rows of B and C (B, H, W, columns) and of the gate; float32.
+    """
+    job = _job(u, dt, states, weights, B, C, gate, softplus, rows[0])
     splits, columns = job.get("SPLITS"), job.get("COLUMNS")
-    groups = group_count(lines)
-    du, ddt = torch.empty_like(dy), torch.empty_like(dy)
-    d_gate = None if gate is None else torch.empty_like(dy)
-    d_rows = torch.empty(splits, *u.shape[:3], columns)
-    sums = torch.zeros(groups, job.get("WEIGHT_SIZE"))
+    groups = group_count(job.get("LINES"))
+    du, ddt = (torch.empty(u.shape, dtype=torch.float32) for _ in range(2))
+    d_gate = None if gate is None else torch.empty(u.shape, dtype=torch.float32)
+    d_rows = torch.empty(splits, *u.shape[:3], columns, dtype=torch.float32)
+    sums = torch.zeros(groups, job.get("WEIGHT_SIZE"), dtype=torch.float32)
     job.set(
         GROUPS=groups, GRADIENTS=sums, D_DT=ddt, D_ROWS=d_rows, D_GATE=0 if gate is None else d_gate
     )
-    row = sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr(), D_SOURCE=du.data_ptr())
-    scratch = backward_scratch(u.shape[axis], u.shape[3], columns, 0)
-    run(backward_kernel, job, [row], groups * splits, scratch)
-    return du, ddt, sums.sum(0), d_rows.sum(0), d_gate
+    for row in rows:
+        row[at.D_SOURCE] = du.data_ptr()
+    scratch = backward_scratch(int(rows[0][at.LENGTH]), u.shape[3], columns, 0)
+    run(backward_kernel, job, rows, groups * splits, scratch)
+    return du, ddt, sums.sum(0), d_rows.sum(0) if splits > 1 else d_rows[0], d_gate
 
 
 def _grids(u: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +197,7 @@ def _grids(u: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
 
 def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
     """What is packed: the bias of a convolution that there is not, dt_bias, decay rates, D."""
-    nothing = torch.zeros(A.shape[0])
+    nothing = torch.zeros(A.shape[0], dtype=torch.float32)
     return [
         nothing,
         nothing if dt_bias is None else dt_bias,
@@ -184,21 +207,22 @@ def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
 
 
 def _weight_gradients(sums: Tensor, A, D, dt_bias) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of A, D and dt_bias from those of what is packed."""
+    """Gradients of A, D and dt_bias from those of what is packed; no views, as an operator's
+    results must not share memory."""
     parts = _parts(A, D, dt_bias)
     d_bias, dA, dD = unpack(sums[padded_size(A.shape[0]) :], parts[1:])
-    return dA.t(), dD, d_bias
+    return tuple(x.clone(memory_format=torch.contiguous_format) for x in (dA.t(), dD, d_bias))
 
 
-def _job(u, dt, states, weights, B, C, gate, softplus, axis) -> tuple[Job, int]:
-    """What both kernels need, and the number of lines."""
+def _job(u, dt, states, weights, B, C, gate, softplus, sweep) -> Job:
+    """What both kernels need for sweeps along the same lines as `sweep`."""
     batch, height, width, channels = u.shape
     rows = [tensor.detach().float() for tensor in (B, C) if tensor is not None]
     if not rows:
-        rows = [torch.ones(batch, height, width, states)]  # as C
+        rows = [torch.ones(batch, height, width, states, dtype=torch.float32)]  # as C
     rows = torch.cat(rows, dim=-1) if len(rows) > 1 else rows[0].contiguous()
     c_given = C is not None or B is None
-    lines = batch * u.shape[3 - axis]
+    lines = batch * int(sweep[at.IMAGE_LINES])
     job = Job(
         SPLITS=min(channels // LANES, max(1, TASKS // max(lines, 1))),
         IMAGES=batch,
@@ -218,11 +242,12 @@ def _job(u, dt, states, weights, B, C, gate, softplus, axis) -> tuple[Job, int]:
         ROWS=rows,
     )
     job.set_float("SCALE", 1.0)
-    return job, lines
+    return job
 
 
 def _split_rows(rows: Tensor, B: Tensor | None, C: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of B and of C out of those of the rows; whatever, where one is None."""
     if B is None or C is None:
         return rows, rows
-    return rows.split(B.shape[-1], dim=-1)
+    parts = rows.split(B.shape[-1], dim=-1)
+    return tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)

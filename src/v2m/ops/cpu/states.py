@@ -130,18 +130,20 @@ def _from_output(adjoint, gradient, c):
 
 @device
 def retreat_four(
-    steps, dt, x, g, dx, ddt, rate, stride, adjoint, d_rate, b, c, row, db, dc, d_row, saved
-):
+    steps, dt, x, g, dx, ddt, rate, stride, adjoint, d_rate, b, c, row, db, dc, d_row, restart,
+    window, saved,
+):  # fmt: skip
     """The adjoint of `advance_four`, from the last step to the first, out of what it saved.
 
     `g` is the gradient of y. Adds to `dx` and to `ddt` (the latter through the decays alone), to
-    `d_rate`, and, lane by lane, to `db` and `dc`, whose steps lie `d_row` bytes apart.
+    `d_rate`, and, lane by lane, to `db` and `dc`, whose steps lie `d_row` bytes apart. `restart`:
+    the last step before which the state restarts; nothing passes there, not even a NaN.
     """
     a0, a1 = load(rate), load(rate + stride)
     a2, a3 = load(rate + 2 * stride), load(rate + 3 * stride)
     g0, g1 = load(adjoint), load(adjoint + VECTOR)
     g2, g3 = load(adjoint + 2 * VECTOR), load(adjoint + 3 * VECTOR)
-    r0 = r1 = r2 = r3 = splat(ZERO)
+    r0 = r1 = r2 = r3 = zero = splat(ZERO)
     for t in range(steps - 1, -1, -1):
         slot = saved + SLOT * (t + 1)
         before = saved + SLOT * t + HALF
@@ -166,6 +168,9 @@ def retreat_four(
         g2, g3 = g2 * load(slot + 2 * VECTOR), g3 * load(slot + 3 * VECTOR)
         q0, q1 = g0 * load(before), g1 * load(before + VECTOR)
         q2, q3 = g2 * load(before + 2 * VECTOR), g3 * load(before + 3 * VECTOR)
+        if t == restart:
+            g0 = g1 = g2 = g3 = q0 = q1 = q2 = q3 = zero
+            restart -= window
         decays = fma(q1, a1, fma(q0, a0, load(ddt + VECTOR * t)))
         store(ddt + VECTOR * t, fma(q3, a3, fma(q2, a2, decays)))
         r0, r1, r2, r3 = fma(q0, d, r0), fma(q1, d, r1), fma(q2, d, r2), fma(q3, d, r3)
@@ -198,13 +203,15 @@ def retreat_one(
     db_row,
     dc,
     dc_row,
+    restart,
+    window,
     saved,
 ):
     """`retreat_four` for a single state.
 
     Where B or C is the constant 1, its gradient goes where nobody looks.
     """
-    a, state, r = load(rate), load(adjoint), splat(ZERO)
+    a, state, r, zero = load(rate), load(adjoint), splat(ZERO), splat(ZERO)
     for t in range(steps - 1, -1, -1):
         slot = saved + SLOT * (t + 1)
         gradient = load(g + VECTOR * t)
@@ -214,6 +221,9 @@ def retreat_one(
         store(dx + VECTOR * t, fma(broadcast(b + b_row * t), state, load(dx + VECTOR * t)))
         state = state * load(slot)
         q = state * load(saved + SLOT * t + HALF)
+        if t == restart:
+            state = q = zero
+            restart -= window
         store(ddt + VECTOR * t, fma(q, a, load(ddt + VECTOR * t)))
         r = fma(q, load(dt + VECTOR * t), r)
     store(adjoint, state)
