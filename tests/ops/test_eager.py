@@ -53,3 +53,18 @@ def test_it_exports():
     assert not any("v2m" in str(node.target) for node in program.graph.nodes)
     expected = selective_scan(*arguments, axis=1, backend="eager")
     assert relative_error(program.module()(*arguments), expected) < 1e-6
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_exported_scan_stops_an_infinite_state_at_a_window(reverse):
+    class Scan(torch.nn.Module):
+        def forward(self, u):
+            return selective_scan(u, u, -torch.ones(3, 2), axis=2, reverse=reverse, window=2)
+
+    u = torch.zeros(1, 1, 6, 3)
+    program = torch.export.export(Scan(), (u,), strict=False).module()
+    u[0, 0, 2] = torch.inf
+    y = program(u)
+    assert not torch.isfinite(y[0, 0, 2]).any()
+    assert torch.isfinite(y[0, 0, [0, 1, 4, 5]]).all()
+    assert torch.equal(torch.isfinite(y), torch.isfinite(Scan()(u)))
