@@ -187,7 +187,7 @@ def find_images(source: str | Path) -> list[Path]:
     if not source.is_dir():
         raise InputError(f"no image or folder at {source}. Check the path.")
     found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = sorted(path for path in found if path.is_file())
+    paths = sorted(path for path in found if not path.is_dir())  # links to nothing are reported
     if not paths:
         raise InputError(
             f"no image in {source} or the folders in it; looked for {', '.join(IMAGE_SUFFIXES)}."
@@ -240,5 +240,7 @@ def _device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # all of torch's kinds
+            reason = "expected cpu, cuda, cuda:1, ..., mps or auto"
         raise InputError(f"cannot use device {str(name)!r}: {reason}. Try --device cpu.") from error
     return device

@@ -122,16 +122,22 @@ def predict_to_folder(
         for path in paths:
             try:
                 image = load_image(path, predictor.model.config.in_chans)
-            except BadImageError as error:
+                result = predictor.detect(image) if predictor.detects else predictor.classes(image)
+            except InputError as error:
+                reason = str(error) if isinstance(error, BadImageError) else f"{path}: {error}"
                 if skipped is None:
-                    raise
-                skipped.append((path, str(error)))
+                    raise BadImageError(
+                        f"{reason} Correct it, or pass --skip-bad (in Python `skipped=[]`) to go on"
+                        " without it."
+                    ) from error
+                skipped.append((path, reason))
                 continue
             name = names.of(path)
             if predictor.detects:
-                yield _detected(predictor, image, path, output / f"{name}.png", score, content)
+                target = output / f"{name}.png"
+                yield _detected(predictor, image, result, path, target, score, content)
             else:
-                yield _named(predictor, image, output, name)
+                yield _named(predictor, image, result, output, name)
         if predictor.detects:
             (output / DETECTIONS).write_text(json.dumps(content), encoding="utf-8")
     except OSError as error:
@@ -156,12 +162,12 @@ class _Names:
 def _detected(
     predictor: DensePredictor,
     image: Image.Image,
+    found: dict[str, Tensor],
     path: Path,
     target: Path,
     score: float,
     content: dict[str, list[Any]],
 ) -> Path:
-    found = predictor.detect(image)
     number = len(content["images"]) + 1
     size = {"height": image.height, "width": image.width}
     content["images"].append({"id": number, "file_name": str(path), **size})
@@ -172,8 +178,9 @@ def _detected(
     return target
 
 
-def _named(predictor: DensePredictor, image: Image.Image, output: Path, name: str) -> Path:
-    classes = predictor.classes(image)
+def _named(
+    predictor: DensePredictor, image: Image.Image, classes: np.ndarray, output: Path, name: str
+) -> Path:
     Image.fromarray(classes).save(output / f"{name}.png")
     target = output / f"{name}{DRAWN}.png"
     predictor.draw_classes(image, classes).save(target)

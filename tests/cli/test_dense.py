@@ -1,17 +1,21 @@
 """`v2m train`, `evaluate` and `predict` for detection and segmentation, end to end."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import v2m
 from shapes import write_classes, write_coco
 from v2m.cli.main import build_parser, main
 from v2m.cli.train import configuration
 from v2m.drawing import palette
 from v2m.engine.config import ModelConfig
+from v2m.errors import InputError
 from v2m.heads import Detector, DetectorConfig, Segmenter, SegmenterConfig
 from v2m.models import save_model
 from v2m.recipes import get_recipe
@@ -123,6 +127,48 @@ def test_same_names_and_bad_images(models, data, tmp_path, capsys):
     assert main([*command, "--skip-bad"]) == 0
     assert "skipped" in capsys.readouterr().err
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"x.png", "x-2.png", "x-2_drawn.png"}
+
+
+def test_an_image_too_thin_for_a_detector(models, data, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.open(data["detect"] / "val" / "000.png").save(folder / "0.png")
+    Image.new("RGB", (900, 3)).save(folder / "thin.png")
+    command = ["predict", str(models / "detect"), str(folder), "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{folder / 'thin.png'}: an image of 3 x 900 pixels" in error
+    assert "pass --skip-bad" in error
+    assert main([*command, "--skip-bad"]) == 0
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [Path(image["file_name"]).name for image in content["images"]] == ["0.png"]
+
+
+@pytest.mark.parametrize("option", [("--top", "3"), ("--format", "csv")])
+def test_options_of_classifiers(models, data, tmp_path, option, capsys):
+    images = str(data["detect"] / "val")
+    command = ["predict", str(models / "detect"), images, "--output", str(tmp_path / "out")]
+    assert main([*command, *option]) == 2
+    assert f"{option[0]} is for classifiers" in capsys.readouterr().err
+
+
+def test_what_is_for_classifiers_alone(models, tmp_path, capsys):
+    assert main(["export", str(models / "segment"), "--output", str(tmp_path / "x.onnx")]) == 2
+    assert "was trained to segment: v2m export is for classifiers" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"loaded with v2m\.heads\.from_directory"):
+        v2m.from_checkpoint(models / "detect")
+
+
+def test_a_detector_needs_objects(data, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(data["detect"], root)
+    (file,) = (root / "annotations").glob("instances_train*.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": []}))
+    changes = [part for text in SMALL["detect"] for part in ("--set", f"detect.{text}")]
+    command = ["train", "--task", "detect", "v2m_hier_small_224", "--data", str(root)]
+    assert main([*command, "--output", str(tmp_path / "run"), *SETTINGS, *changes]) == 2
+    assert "has an object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])

@@ -145,7 +145,8 @@ def test_corrupt_image_is_named(run, photos, tmp_path, capsys):
         (["RUN", "EMPTY"], "no image in"),
         (["RUN", "PHOTOS", "--top", "0"], "`top` must be at least 1; got 0"),
         (["RUN", "PHOTOS", "--batch-size", "-1"], "`batch_size` must be at least 1; got -1"),
-        (["RUN", "PHOTOS", "--device", "abacus"], "cannot use device 'abacus'"),
+        (["RUN", "PHOTOS", "--device", "gpu"], "cannot use device 'gpu': expected cpu, cuda, "),
+        (["RUN", "PHOTOS", "--score", "0.5"], "--score is for detectors and segmenters"),
         (["RUN", "NOTES"], "is not an image of a known format"),
     ],
 )
@@ -192,3 +193,13 @@ def test_find_images_sees_folders_below_and_any_case(tmp_path):
         (tmp_path / name).write_bytes(b"")
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert found == ["a/b/y.webp", "a/x.Png", "z.JPG"]
+
+
+def test_a_link_to_nothing_is_named(run, photos, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes((photos / "0.png").read_bytes())
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    command = ["predict", str(run), str(tmp_path), "--device", "cpu", "--format", "csv"]
+    assert main(command) == 2
+    assert "b.png cannot be read as an image" in capsys.readouterr().err
+    assert main([*command, "--skip-bad"]) == 0
+    assert "1 of 2 images could not be read" in capsys.readouterr().err

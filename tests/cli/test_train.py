@@ -228,7 +228,7 @@ def test_an_unreadable_image_is_named_or_skipped(
     assert main([*command, str(tmp_path / "r")]) == 2
     assert ".png" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "s"), "--set", "data.on_error=skip"]) == 0
-    assert "unreadable images skipped" in capsys.readouterr().out
+    assert "unreadable training images skipped" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "s"), "--data", str(images), "--split", "train"]) == 2
     assert "`--skip-bad` in evaluation" in capsys.readouterr().err
 
@@ -306,6 +306,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for key in ("optim.lr", "augment.crop_padding", "mix.mixup", "run.precision"):
         assert key in text
+    lines = [line for line in text.splitlines()[1:] if line.strip()]
+    assert all("." in line.split()[0] or line.startswith("task") for line in lines), "a line each"
+    (kwargs,) = [line for line in lines if line.startswith("model.kwargs")]
+    assert str({"dims": [48, 96], "depths": [1, 1]}) in kwargs
 
 
 def test_a_dry_run_is_a_flag() -> None:

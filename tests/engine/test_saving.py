@@ -7,10 +7,12 @@ import errno
 import io
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors import SafetensorError
 
 from interruptions import Killed, kill, stop_at
@@ -40,6 +42,70 @@ def test_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not never.due()
     timer.restart()
     assert not timer.due()
+
+
+def rename_a_class(root: Path) -> None:
+    for split in ("train", "test"):
+        (root / split / "left").rename(root / split / "zeft")
+
+
+def remove_an_image(root: Path) -> None:
+    (root / "train" / "left" / "05.png").unlink()
+
+
+def add_a_class(root: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(root / split / "left", root / split / "another")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_a_class, r"class 0 is 'middle' \(then 'left'\); class 1 is 'right'"),
+        (remove_an_image, r"41 images \(then 42\)\. Put it back"),
+        (add_a_class, r"56 images \(then 42\); 4 classes \(then 3\)"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_images_alone(
+    tmp_path: Path, config: TrainConfig, images: Path, change: Any, message: str
+) -> None:
+    """Other classes would get the labels of those that were, and an epoch other steps."""
+    root, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, root)
+    config = apply_overrides(config, [f"data.name={root}"])
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 8, kill)
+        with pytest.raises(Killed):
+            train(config, run)
+    before = (run / "metrics.jsonl").read_text()
+    change(root)
+    with pytest.raises(InputError, match=rf"--resume: the training data is not .*{message}"):
+        train(config, run, resume=True)
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_may_skip_bad_images_from_now_on(
+    tmp_path: Path, config: TrainConfig, images: Path
+) -> None:
+    root, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, root)
+    config = apply_overrides(config, [f"data.name={root}"])
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 6, kill)
+        with pytest.raises(Killed):
+            train(config, run)
+    for name in os.listdir(root / "train" / "left"):
+        (root / "train" / "left" / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"is empty.*data\.on_error=skip.* --resume"):
+        train(config, run, resume=True)
+    lines = io.StringIO()
+    train(
+        apply_overrides(config, ["data.on_error=skip"]), run, resume=True,
+        console=Console(file=lines, width=200),
+    )  # fmt: skip
+    assert "unreadable training image" in lines.getvalue()
+    assert "unreadable validation image" in lines.getvalue()
+    assert RunDirectory(run).finished() is not None
 
 
 def test_checkpoints_within_an_epoch(

@@ -426,3 +426,14 @@ def test_a_state_dict_loads_strictly_or_not_at_all(model):
     with pytest.raises(InputError, match=r"missing: norm_f\.weight"):
         checkpoint.load_strictly(model, state)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_state_dict_warns_that_its_scan_is_assumed(recwarn):
+    """The names are the published code's, whose geometry is not this library's default."""
+    model = small("v2m_tiny_patch16_224")
+    assert model.config.scan == "corners"
+    with pytest.warns(UserWarning, match="taking scan='release'.*pass scan='corners'"):
+        assert v2m.from_checkpoint(model.state_dict()).config.scan == "release"
+    recwarn.clear()
+    assert v2m.from_checkpoint(model.state_dict(), scan="corners").config.scan == "corners"
+    assert not [w for w in recwarn if "scan" in str(w.message)]

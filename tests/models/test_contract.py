@@ -70,6 +70,13 @@ def test_checkpointing_recomputes_with_the_backend_of_the_forward(name):
         assert gradient is None or relative_error(parameter.grad, gradient) < 1e-6
 
 
+def test_an_image_without_pixels(name):
+    model = small(name).eval()
+    channels = model.config.in_chans
+    with pytest.raises(InputError, match="at least one pixel"):
+        model(torch.zeros(1, channels, 0, 32))
+
+
 def test_features_and_head(name):
     model = small(name, num_classes=7).eval()
     images = images_for(model, 3)

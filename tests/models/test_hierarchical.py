@@ -185,3 +185,16 @@ def test_compiles_whole():
     for size in ((64, 64), (96, 64)):
         images = images_for(model, size=size)
         torch.testing.assert_close(compiled(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "maps"),
+    [
+        ("v2m_hier_small_224", {"dims": [8, 16], "depths": [1, 1]}, 2),
+        ("v2m_nano_patch4_28", {"embed_dim": 8, "depth": 1}, 1),
+        ("v2m_nano_patch4_28", {"embed_dim": 8, "depth": 4}, 3),
+    ],
+)
+def test_default_feature_maps_are_no_more_than_there_are(name, sizes, maps):
+    model = v2m.create_model(name, features_only=True, in_chans=3, **sizes)
+    assert len(model(torch.randn(1, 3, 28, 28))) == maps

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from v2m.ops import use_backend
+    from v2m.ops.backend import BACKENDS
 
     for option in ("batch", "rounds", "size"):
         value = getattr(args, option)
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     device = _device(args.device)
     name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     dtype = getattr(torch, name)
+    if args.backend not in (None, *BACKENDS):
+        raise InputError(f"--backend must be one of {', '.join(BACKENDS)}; got {args.backend!r}.")
     with use_backend(args.backend):
         steps = {model: _step(model, args, device, dtype) for model in args.models}
         for step in steps.values():  # kernels are compiled here

@@ -46,6 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and say where the file is; 0, or InputError."""
+    from v2m.engine.progress import ConsoleReporter
+    from v2m.evaluation.dense_run import stored_task
+    from v2m.evaluation.run import model_folder
     from v2m.export import FORMATS, export_model, parity, sample_sizes
     from v2m.predict import load_model
 
@@ -55,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if format not in FORMATS or path.suffix != f".{format}":
         ending = f".{format}" if format in FORMATS else ".onnx or .pt2"
         raise InputError(f"--output {path}: the name of the file must end in {ending}.")
-    model = load_model(args.model)
+    source = model_folder(args.model, ConsoleReporter(Console(stderr=True), epochs=1, steps=1))
+    if (task := stored_task(source)) != "classify":
+        raise InputError(f"{args.model} was trained to {task}: v2m export is for classifiers.")
+    model = load_model(source)
     dynamic_size = not args.fixed_size
     sizes = sample_sizes(model, dynamic_size=dynamic_size)
     draft = _draft(path)

@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", type=Path, help="directory that training wrote, or a checkpoint")
     add("images", metavar="IMAGES", type=Path, help="image file, or folder")
-    add("--top", metavar="N", type=int, default=5, help="classes per image (default: 5)")
+    add("--top", metavar="N", type=int, help="classes per image (default: 5)")
     add("--format", choices=FORMATS, help="default: by --output, else table")
     add(
         "--output", metavar="FILE", type=Path, help="write to this file, or pictures to this folder"
@@ -54,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--device", metavar="DEVICE", default="auto", help="cpu, cuda, mps or auto (default)")
     add("--skip-bad", action="store_true", help="go on past images that cannot be read")
     add("--task", choices=TASKS, help="refuse a model of another task (default: the model's own)")
-    add("--score", metavar="P", type=float, default=0.5, help="least score drawn (default: 0.5)")
+    add("--score", metavar="P", type=float, help="least score drawn (default: 0.5)")
     parser.set_defaults(run=run)
 
 
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--task {args.task}: {args.model} was trained to {task}.")
     if task != "classify":
         return _run_dense(args)
+    _refuse(args, "score", "for detectors and segmenters")
     form = _format(args.format, args.output)
     paths = find_images(args.images)
     predictor = Predictor.load(args.model, device=args.device)
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         task = progress.add_task("classifying", total=len(paths))
         for prediction in predictor.predict(
             paths,
-            top=args.top,
+            top=5 if args.top is None else args.top,
             batch_size=args.batch_size,
             skipped=skipped if args.skip_bad else None,
         ):
@@ -100,12 +101,15 @@ def _run_dense(args: argparse.Namespace) -> int:
     from v2m.predict import find_images
     from v2m.predict_dense import DensePredictor, predict_to_folder
 
+    _refuse(args, "top", "for classifiers")
+    _refuse(args, "format", "for classifiers")
+    score = 0.5 if args.score is None else args.score
     if args.output is None:
         raise InputError("--output is missing: name the folder for the pictures and results.")
     if args.output.is_file():
         raise InputError(f"--output {args.output} is a file: name a folder.")
-    if not 0 <= args.score <= 1:
-        raise InputError(f"--score {args.score}: expected a number from 0 to 1.")
+    if not 0 <= score <= 1:
+        raise InputError(f"--score {score}: expected a number from 0 to 1.")
     paths = find_images(args.images)
     predictor = DensePredictor(args.model, device=args.device)
     skipped: list[tuple[Path, str]] = []
@@ -113,7 +117,7 @@ def _run_dense(args: argparse.Namespace) -> int:
     with _progress(messages, disable=len(paths) == 1) as progress:
         task = progress.add_task("predicting", total=len(paths))
         kept = skipped if args.skip_bad else None
-        written = predict_to_folder(predictor, paths, args.output, score=args.score, skipped=kept)
+        written = predict_to_folder(predictor, paths, args.output, score=score, skipped=kept)
         done = 0
         for done, _ in enumerate(written, 1):
             progress.update(task, completed=done + len(skipped))
@@ -121,6 +125,12 @@ def _run_dense(args: argparse.Namespace) -> int:
         messages.print(f"skipped: {reason}", style="yellow", markup=False, highlight=False)
     Console().print(f"{done} of {len(paths)} images are in {escape(str(args.output))}")
     return 0
+
+
+def _refuse(args: argparse.Namespace, option: str, what: str) -> None:
+    """InputError for an option that would do nothing."""
+    if getattr(args, option) is not None:
+        raise InputError(f"--{option} is {what}; {args.model} is none.")
 
 
 def _format(name: str | None, output: Path | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from v2m.errors import InputError
+
 __all__ = ["add_parser", "run"]
 
 
@@ -26,8 +28,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where it lies; 0, or InputError."""
+    from v2m.engine.rundir import CHECKPOINTS
     from v2m.visualize.report import write_report
 
+    run = args.directory
+    if (run / CHECKPOINTS).is_dir() and not (run / "config.json").exists():
+        raise InputError(
+            f"the run in {run} is not finished: it gets its report at the end. Go on with v2m train"
+            " --resume."
+        )
     path = write_report(
         args.directory, output=args.output, field_images=args.field_images, device=args.device
     )

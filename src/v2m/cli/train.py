@@ -144,6 +144,8 @@ def _list_recipes(console: Console) -> int:
 def _list_settings(console: Console, config: Any) -> int:
     from v2m.engine.settings import leaves, type_name
 
+    if not console.is_terminal:
+        console = Console(width=400)  # a line a setting, for other programs
     table = Table(box=None, pad_edge=False)
     for title in ("key", "value", "what", "expected"):
         table.add_column(title, overflow="fold", no_wrap=title == "key")

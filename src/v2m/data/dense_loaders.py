@@ -13,7 +13,7 @@ from v2m.data.ade20k import SegmentationDataset
 from v2m.data.annotations import DetectionDataset
 from v2m.data.dense_transforms import Transform
 from v2m.data.images import BadImageError
-from v2m.data.loaders import Sample, Samples, worker_count
+from v2m.data.loaders import REMEDY, Sample, Samples, worker_count
 from v2m.data.samplers import BatchOrder
 from v2m.data.workers import start_worker
 from v2m.errors import InputError
@@ -56,7 +56,7 @@ class DenseLoader:
         for images, targets, failures in self._workers:
             for name, reason in failures:
                 if self.dataset.on_error == "raise":
-                    raise BadImageError(f"{reason} Correct it, or choose to skip bad images.")
+                    raise BadImageError(f"{reason} {REMEDY}")
                 self.skipped[name] = reason
             if len(images):
                 any_image = True

@@ -60,7 +60,7 @@ def decode_image(source: str | os.PathLike | BinaryIO, name: str, channels: int 
         raise BadImageError(f"{name} {'is empty' if _is_empty(source) else unknown}.") from error
     except Exception as error:  # decoders raise almost anything on damaged files
         reason = str(error) or type(error).__name__
-        raise BadImageError(f"{name} cannot be read as an image: {reason}") from error
+        raise BadImageError(f"{name} cannot be read as an image: {reason.rstrip('.')}.") from error
 
 
 def _is_empty(source: str | os.PathLike | BinaryIO) -> bool:

@@ -29,9 +29,9 @@ from v2m.errors import InputError
 __all__ = ["Loader", "create_loader"]
 
 MAX_REPLACEMENTS = 100
-_REMEDY = (
-    "Remove it, or skip bad images: `--set data.on_error=skip` in training, `--skip-bad` in"
-    ' evaluation, on_error="skip" in Python.'
+REMEDY = (
+    "Correct it, or skip bad images: `--set data.on_error=skip` in training, also when it goes on"
+    ' with --resume; `--skip-bad` in evaluation; on_error="skip" in Python.'
 )
 
 
@@ -95,7 +95,7 @@ class Loader:
         for images, targets, failures in self._source:
             for name, reason in failures:
                 if self.dataset.on_error == "raise":
-                    raise BadImageError(f"{reason} {_REMEDY}")
+                    raise BadImageError(f"{reason} {REMEDY}")
                 self.skipped[name] = reason
             if len(targets):
                 any_image = True

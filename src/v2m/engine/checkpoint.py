@@ -110,8 +110,8 @@ def evaluated_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_state(folder: Path, state: TrainingState) -> dict[str, Any]:
     """Put a checkpoint's contents into `state`, strictly, and return its JSON. DamagedError if it
     does not fit."""
+    values = read_values(folder)
     try:
-        values = json.loads((folder / VALUES).read_bytes())
         tensors = load_file(folder / TENSORS)
         _load(state.model, _under(tensors, "model"))
         if state.ema is not None:
@@ -121,6 +121,14 @@ def read_state(folder: Path, state: TrainingState) -> dict[str, Any]:
     except _UNREADABLE as error:
         raise DamagedError(f"{folder} does not fit this run: {error}") from error
     return values
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """A checkpoint's JSON. DamagedError if it cannot be read."""
+    try:
+        return dict(json.loads((folder / VALUES).read_bytes()))
+    except _UNREADABLE as error:
+        raise DamagedError(f"{folder} does not fit this run: {error}") from error
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -132,7 +132,7 @@ class ScheduleConfig:
         if self.warmup_epochs > self.epochs:
             raise InputError(
                 f"schedule.warmup_epochs = {self.warmup_epochs} is longer than schedule.epochs = "
-                f"{self.epochs}: expected at most that."
+                f"{self.epochs}: set schedule.warmup_epochs to less, too."
             )
 
 
@@ -191,6 +191,7 @@ class RunConfig:
 OPERATIONAL_KEYS = frozenset(
     {
         "data.workers",
+        "data.on_error",
         "run.device",
         "run.precision",
         "run.compile",

@@ -48,6 +48,8 @@ class DetectionTask(DenseTask):
         return dataset
 
     def build_model(self, train_set: DetectionDataset) -> nn.Module:
+        if not any(image.instances for image in train_set.images):
+            raise InputError(f"no training image of {train_set.name} has an object: check --data.")
         backbone, description = self._backbone(train_set.in_chans)
         wanted = self.config.detect
         shape = DetectorConfig(

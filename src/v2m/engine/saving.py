@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-from v2m.engine.checkpoint import gather_state, read_state, write_state
+from v2m.engine.checkpoint import gather_state, read_state, read_values, write_state
 from v2m.engine.config import to_dict
 from v2m.engine.loop import Batch
 from v2m.engine.progress import Reporter
@@ -53,7 +53,11 @@ def save(session: Session, run: RunDirectory) -> None:
     meter = state.meter.together(ranks, session.device)
     contents = gather_state(state, keep=ranks.first)
     if ranks.first:
-        extra = {"position": state.position(meter), "config": to_dict(session.config)}
+        extra = {
+            "position": state.position(meter),
+            "config": to_dict(session.config),
+            "data": _data(session),
+        }
         write = partial(
             write_state,
             state=state,
@@ -79,6 +83,7 @@ def restore(session: Session, run: RunDirectory, reporter: Reporter) -> None:
         reporter.message(f"there is no checkpoint in {run.path} yet: starting at the first epoch")
     else:
         try:
+            _check_data(read_values(folder).get("data"), session, run)
             values = read_state(folder, state)
             state.move_to(values["position"], first_rank=ranks.first)
         except DamagedError as error:
@@ -91,6 +96,33 @@ def restore(session: Session, run: RunDirectory, reporter: Reporter) -> None:
     ranks.barrier()
     if ranks.first:
         run.forget_after(state.epoch)
+
+
+def _data(session: Session) -> dict[str, Any]:
+    """What tells the training images from others."""
+    return {"images": len(session.train_set), "classes": list(session.description["label_names"])}
+
+
+def _check_data(then: dict[str, Any] | None, session: Session, run: RunDirectory) -> None:
+    """InputError if a run's training images are not those it began with (none: not known)."""
+    now = _data(session)
+    if then is None or then == now:
+        return
+    changes = []
+    if then["images"] != now["images"]:
+        changes.append(f"{now['images']:,} images (then {then['images']:,})")
+    before, after = then["classes"], now["classes"]
+    if len(before) != len(after):
+        changes.append(f"{len(after)} classes (then {len(before)})")
+    changes += [
+        f"class {i} is {new!r} (then {old!r})"
+        for i, (old, new) in enumerate(zip(before, after))
+        if old != new
+    ][:3]
+    raise InputError(
+        f"--resume: the training data is not what the run in {run.path} began with: "
+        f"{'; '.join(changes)}. Put it back, or begin another run with another --output."
+    )
 
 
 def keep(session: Session, run: RunDirectory, message: str, group: list[Batch]) -> str:

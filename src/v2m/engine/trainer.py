@@ -166,7 +166,8 @@ def _train(
                 log.add(record)
             reporter.end_epoch(record)
             after_step()
-    _mention_skipped(session.train_loader, reporter)
+    _mention_skipped(session.train_loader, "training", reporter)
+    _mention_skipped(session.validation_loader, "validation", reporter)
 
 
 def _close_epoch(
@@ -245,7 +246,7 @@ def _finish(session: Session, run: RunDirectory, reporter: Reporter) -> dict[str
             **{**description, "v2m": {**description["v2m"], "test": figures}},
         )
         run.append(record)
-    _mention_skipped(loader, reporter)
+    _mention_skipped(loader, "test", reporter)
     ranks.barrier()
     return record
 
@@ -266,11 +267,13 @@ def _introduce(session: Session, reporter: Reporter) -> None:
     )
 
 
-def _mention_skipped(loader: Any, reporter: Reporter) -> None:
+def _mention_skipped(loader: Any, split: str, reporter: Reporter) -> None:
     if loader.skipped:
         count, first = len(loader.skipped), ", ".join(list(loader.skipped)[:3])
         more = ", ..." if count > 3 else ""
-        reporter.message(f"{count} unreadable image{'s' * (count > 1)} skipped: {first}{more}")
+        reporter.message(
+            f"{count} unreadable {split} image{'s' * (count > 1)} skipped: {first}{more}"
+        )
 
 
 def _report(

@@ -92,9 +92,12 @@ class Backbone(nn.Module):
                 f"`images` must be a torch.Tensor, (B, {channels}, H, W);"
                 f" got {type(images).__name__}."
             )
-        if images.dim() == 4 and images.shape[1] == channels and images.is_floating_point():
+        fits = images.dim() == 4 and images.shape[1] == channels and images.is_floating_point()
+        if fits and 0 not in images.shape[2:]:
             return
-        if images.dim() != 4:
+        if fits:
+            advice = "An image has at least one pixel."
+        elif images.dim() != 4:
             advice = "One image goes in as image.unsqueeze(0)."
         elif images.shape[1] != channels:
             advice = f"Pass in_chans={images.shape[1]} to the model for another number of channels."

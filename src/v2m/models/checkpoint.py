@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class _Checkpoint:
     architecture: str
     arguments: dict[str, Any]
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+    assumes_scan: bool = False  # nothing but tensors: the scan is what published weights have
 
 
 def from_checkpoint(
@@ -50,7 +52,7 @@ def from_checkpoint(
         source: a directory in timm's Hub schema (`config.json`, `model.safetensors`), a
             .safetensors file, a pickled training checkpoint of the published code, or a state dict.
             Published formats (V2M, Vim, VMamba) are recognised from names and shapes; published V2M
-            weights give a model with `scan="release"`.
+            weights give a model with `scan="release"`, and a warning that it was assumed.
         into: start another model from these weights instead, e.g. "v2m_tiny_patch16_224" from Vim:
             what corresponds is carried over by the rules of `v2m.models.warm_start`, and
             `model.warm_start`, a report to print, says what was and what was not.
@@ -71,6 +73,13 @@ def from_checkpoint(
     if into is not None:
         return _warm_start(found, into, overrides)
     arguments = {**found.arguments, **overrides}
+    if found.assumes_scan and "scan" not in overrides:
+        warnings.warn(
+            "the tensors do not say which scan they were trained with: taking scan='release', which"
+            " is what the published code computes. For weights that this library trained pass"
+            " scan='corners'; what v2m.models.save_model writes says it.",
+            stacklevel=2,
+        )
     if found.architecture in MODELS:
         _check_sizes(found, arguments, overrides)
     model = create_model(found.architecture, **arguments)
@@ -258,7 +267,8 @@ def _own(config: dict[str, Any], state: dict[str, Tensor]) -> _Checkpoint:
 
 def _published(state: dict[str, Tensor]) -> _Checkpoint:
     state = normalize_published(state)
-    return _Checkpoint(state, *describe_published(state))
+    architecture, arguments = describe_published(state)
+    return _Checkpoint(state, architecture, arguments, assumes_scan="scan" in arguments)
 
 
 def _unwrap(content: Any, where: str) -> dict[str, Tensor]:

@@ -98,17 +98,28 @@ def _fit_position(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     return {**state, "pos_embed": model.resample_position(position, grid, old)}
 
 
+def _maps(model_class: type, arguments: dict[str, Any]) -> int | tuple[int, ...]:
+    """What `features_only` returns by default: no more maps than there are."""
+    wanted = model_class.feature_indices
+    depths = arguments.get("depths")
+    count = len(depths) if isinstance(depths, list | tuple) else arguments.get("depth")
+    if isinstance(wanted, int) and isinstance(count, int) and count > 0:
+        return min(wanted, count)
+    return wanted
+
+
 def _register(name: str) -> None:
     model_class, size, description = MODELS[name]
 
     def build(pretrained: bool = False, **keywords: Any) -> nn.Module:
+        arguments = {**size, **keywords}
         return build_model_with_cfg(
             model_class,
             name,
             pretrained,
             pretrained_filter_fn=_fit_position,
-            feature_cfg={"out_indices": model_class.feature_indices, "feature_cls": "getter"},
-            **{**size, **keywords},
+            feature_cfg={"out_indices": _maps(model_class, arguments), "feature_cls": "getter"},
+            **arguments,
         )
 
     build.__name__ = build.__qualname__ = name

@@ -68,7 +68,10 @@ def _check_model(name: str, arguments: Mapping[str, Any]) -> None:
         from_keywords(model_class.config_class, {**size, **arguments})
         return
     if ":" in name or not timm.is_model(name):
-        raise InputError(f"unknown model {name!r}; expected the name of a model of v2m or timm.")
+        raise InputError(
+            f"unknown model {name!r}; expected the name of a model of v2m or timm (detectors and"
+            " segmenters are loaded with v2m.heads.from_directory)."
+        )
     for key in arguments:
         if key in _RESERVED:
             raise InputError(f"`model_args` must describe the model alone; got the key {key!r}.")

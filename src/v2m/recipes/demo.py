@@ -37,6 +37,6 @@ def demo() -> TrainConfig:
         augment=replace(SMALL_IMAGES, crop_padding=1, random_erasing=0.0),
         mix=MixConfig(mixup=0.2, cutmix=1.0, probability=0.2),
         optim=OptimConfig(lr=4e-3, weight_decay=0.2, betas=(0.9, 0.95)),
-        schedule=ScheduleConfig(epochs=28, warmup_epochs=1.0),
+        schedule=ScheduleConfig(epochs=30, warmup_epochs=1.0),
         ema=EmaConfig(decay=0.998),
     )
