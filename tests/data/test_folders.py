@@ -157,3 +157,12 @@ def test_check_names_everything_that_is_wrong(make_folder) -> None:
     assert str(folder / "train" / "a" / "001.png") + " is empty" in report.bad[0]
     assert str(folder / "val" / "c" / "000.png") in report.bad[1]
     assert (calls[0], calls[-1]) == ((0, 7), (7, 7))
+
+
+def test_check_names_images_of_no_class(make_folder) -> None:
+    folder = make_folder({"train/a": 3, "train/b": 2, "val/a": 1, "val/b": 1})
+    (folder / "train" / "a" / "000.png").rename(folder / "train" / "loose.png")
+    (folder / "train" / "notes.txt").write_text("no image")
+    (problem,) = check_folder(folder).problems
+    assert f"{folder / 'train'} has images outside of the class folders (1)" in problem
+    assert problem.endswith("loose.png.")

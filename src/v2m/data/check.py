@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from v2m.data.folders import class_difference, class_names, find_splits, image_paths
+from v2m.data.folders import class_difference, class_names, find_splits, image_paths, loose_images
 from v2m.data.images import BadImageError, load_image
 
 __all__ = ["FolderReport", "check_folder"]
@@ -24,7 +24,8 @@ class FolderReport:
     Attributes:
         images: {split: {class: number of images}}; the one split of a folder without split folders
             is called "all".
-        problems: empty classes, classes that differ between splits: one sentence each.
+        problems: empty classes, images of no class, classes that differ between splits: one
+            sentence each.
         bad: one sentence for each image that cannot be read, naming it.
     """
 
@@ -51,6 +52,11 @@ def check_folder(
         found = {name: image_paths(folder, name) for name in class_names(folder)}
         report.images[split] = {name: len(files) for name, files in found.items()}
         paths += [folder / path for files in found.values() for path in files]
+        if loose := loose_images(folder):
+            report.problems.append(
+                f"{folder} has images outside of the class folders ({len(loose)}), which no one will"
+                f" see: {', '.join(loose[:3])}{', ...' * (len(loose) > 3)}."
+            )
         if not found:
             report.problems.append(f"{folder} has no class folders.")
         report.problems += [

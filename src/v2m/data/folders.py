@@ -16,6 +16,7 @@ __all__ = [
     "class_names",
     "find_splits",
     "image_paths",
+    "loose_images",
     "read_folder",
 ]
 
@@ -59,6 +60,12 @@ def class_names(directory: Path) -> list[str]:
     return [entry.name for entry in _entries(directory) if _is_folder(entry)]
 
 
+def loose_images(directory: Path) -> list[str]:
+    """The names of the images right in `directory`, which belong to no class, sorted."""
+    entries = _entries(directory)
+    return sorted(e.name for e in entries if not _is_folder(e) and _is_image(e.name))
+
+
 def image_paths(directory: Path, class_name: str) -> list[str]:
     """Paths, posix style and relative to `directory`, of the images of a class, sorted."""
     return sorted(_images(directory / class_name, class_name))
@@ -71,7 +78,7 @@ def read_folder(directory: Path, *, name: str, on_error: str = "raise") -> FileD
     """
     classes = class_names(directory)
     if not classes:
-        loose = any(_is_image(entry.name) for entry in _entries(directory))
+        loose = loose_images(directory)
         raise InputError(
             f"{directory} has no class folders{', only loose images' if loose else ''}: put the "
             "images of each class into a subfolder named after it."
