@@ -54,8 +54,8 @@ def check_folder(
         paths += [folder / path for files in found.values() for path in files]
         if loose := loose_images(folder):
             report.problems.append(
-                f"{folder} has images outside of the class folders ({len(loose)}), which no one will"
-                f" see: {', '.join(loose[:3])}{', ...' * (len(loose) > 3)}."
+                f"{folder} has images outside of the class folders ({len(loose)}), which no one"
+                f" will see: {', '.join(loose[:3])}{', ...' * (len(loose) > 3)}."
             )
         if not found:
             report.problems.append(f"{folder} has no class folders.")
