@@ -134,6 +134,11 @@ def create_ema(model: nn.Module, config: EmaConfig) -> ModelEmaV3 | None:
     """The exponential moving average of the weights, None when `ema.decay` is none."""
     if config.decay is None:
         return None
+    has_buffers = next(model.buffers(), None) is not None
     return ModelEmaV3(
-        model, decay=config.decay, use_warmup=config.warmup, warmup_power=config.warmup_power
+        model,
+        decay=config.decay,
+        use_warmup=config.warmup,
+        warmup_power=config.warmup_power,
+        exclude_buffers=not has_buffers,  # or two state dicts are made for each step
     )

@@ -41,9 +41,9 @@ def ungated_forward(
 ) -> tuple[Tensor, Tensor]:
     """y (B, H, W, E) before the transposition, and the first pass's results (F, B, H, W, E)."""
     scans1, scans2 = _scans(directions)
-    y1 = _forward(backend)(*_operands(u[None], first, 1.0, True), scans1, False)
+    y1 = _forward(backend)(*_operands(u[None], first, 1.0, True)[0], scans1, False)
     scale = 2 / len(directions)
-    y = _forward(backend)(*_operands(y1, second, scale, False), scans2, True)
+    y = _forward(backend)(*_operands(y1, second, scale, False)[0], scans2, True)
     return y, y1
 
 
@@ -71,29 +71,27 @@ def _scans(directions: tuple[Direction, ...]) -> tuple[list[ScanOf], list[ScanOf
     return first, second
 
 
-def _projections(x: Tensor, weights: PassWeights) -> tuple[Tensor, Tensor]:
-    """The low rank and B or C of every token, (F, B, H, W, R) and (F, B, H, W, N)."""
+def _operands(
+    x: Tensor, weights: PassWeights, scale: float, is_first: bool
+) -> tuple[tuple[Tensor | None, ...], Tensor]:
+    """x, dt, A, B, C, D, dt_bias of a pass's scans, and what dt was made of. The scale goes into
+    what is linear: C and D."""
     rank = weights.dt_proj.shape[1]
-    projected = F.linear(x, weights.x_proj.to(x.dtype))
-    return projected.split([rank, projected.shape[-1] - rank], dim=-1)
-
-
-def _operands(x: Tensor, weights: PassWeights, scale: float, is_first: bool) -> tuple:
-    """x, dt, A, B, C, D, dt_bias of a pass's scans; the scale goes into what is linear: C and D."""
-    low_rank, B_or_C = _projections(x, weights)
+    projected = F.linear(x, weights.x_proj.to(x.dtype))  # (F, B, H, W, R + N)
+    low_rank, B_or_C = projected.split([rank, projected.shape[-1] - rank], dim=-1)
     dt = F.linear(low_rank, weights.dt_proj.to(x.dtype))
     A = -torch.exp(weights.A_log.float())
     D = weights.D * scale
     if is_first:
-        return x, dt, A, B_or_C, None, D, weights.dt_bias
-    return x, dt, A, None, B_or_C * scale, D, weights.dt_bias
+        return (x, dt, A, B_or_C, None, D, weights.dt_bias), low_rank
+    return (x, dt, A, None, B_or_C * scale, D, weights.dt_bias), low_rank
 
 
 def _pass_backward(backend, dy, x, weights, scale, scans, is_first) -> tuple[Tensor, PassWeights]:
     """Gradients of x (F, B, H, W, E) and of the weights of a pass."""
-    operands = _operands(x, weights, scale, is_first)
+    operands, low_rank = _operands(x, weights, scale, is_first)
     dx, ddt, dA, dB, dC, dD, dt_bias = _backward(backend)(dy, *operands, scans, not is_first)
-    A, low_rank = operands[2], _projections(x, weights)[0].flatten(0, -2)
+    A, low_rank = operands[2], low_rank.flatten(0, -2)
     dother = dB if is_first else dC * scale
     ddt = ddt.flatten(0, -2)
     dlow_rank = ddt @ weights.dt_proj.to(x.dtype)  # (tokens, R)

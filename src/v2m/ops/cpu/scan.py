@@ -71,14 +71,14 @@ def scan_backward(
     """Gradients of u, dt, A, B, C, D, z and dt_bias, in their dtypes; None for what is None."""
     inputs = (u, dt, A, B, C, D, z, dt_bias)
     gate = None if z is None else gate_of(z)
-    weights = pack(_parts(A, D, dt_bias))
+    parts = _parts(A, D, dt_bias)
     u, dt = _grids(u, dt)
     dy = pad(dy.detach().float()).contiguous()
     rows = [sweep_row(u.shape, u, axis, reverse, window, D_OUT=dy.data_ptr())]
     du, ddt, sums, d_rows, d_gate = _backward(
-        u, dt, A.shape[1], weights, B, C, gate, softplus, rows
+        u, dt, A.shape[1], pack(parts), B, C, gate, softplus, rows
     )
-    dA, dD, d_bias = _weight_gradients(sums, A, D, dt_bias)
+    dA, dD, d_bias = _weight_gradients(sums, parts)
     dB, dC = _split_rows(d_rows, B, C)
     dz = None if z is None else gate_gradient(d_gate, z)
     gradients = (du, ddt, dA, dB, dC, dD, dz, d_bias)
@@ -113,9 +113,10 @@ def scans_forward(u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> Tensor:
 def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> tuple[Tensor, ...]:
     """Gradients of u, dt, A, B, C, D and dt_bias of `scans_forward`; those of u and dt in its type,
     the others in float32."""
-    weights = pack(_parts(A, D, dt_bias))
+    parts = _parts(A, D, dt_bias)
+    weights = pack(parts)
     dy = pad(dy.detach().float()).contiguous()
-    parts: list = [None] * len(u)  # of each source: du, ddt and gradients of its rows
+    found: list = [None] * len(u)  # of each source: du, ddt and gradients of its rows
     sums = 0.0
     for source, numbers in _launches(scans):
         x, steps = _grids(u[source], dt[source])
@@ -127,16 +128,18 @@ def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> tuple
         b, c = (None if rows_ is None else rows_[source] for rows_ in (B, C))
         du, ddt, sum_, d_rows, _ = _backward(x, steps, A.shape[1], weights, b, c, None, True, rows)
         sums = sums + sum_
-        if parts[source] is None:
-            parts[source] = [du, ddt, d_rows]
+        if found[source] is None:
+            found[source] = [du, ddt, d_rows]
         else:
-            for total, part in zip(parts[source], (du, ddt, d_rows)):
+            for total, part in zip(found[source], (du, ddt, d_rows)):
                 total += part
-    du, ddt, d_rows = (torch.stack(slabs) for slabs in zip(*parts))
+    du, ddt, d_rows = (
+        torch.stack(slabs) if len(slabs) > 1 else slabs[0][None] for slabs in zip(*found)
+    )
     dB, dC = _split_rows(d_rows, B, C)
     channels = u.shape[-1]
     du, ddt = (x[..., :channels].to(u.dtype) for x in (du, ddt))
-    dA, dD, d_bias = _weight_gradients(sums, A, D, dt_bias)
+    dA, dD, d_bias = _weight_gradients(sums, parts)
     return du, ddt, dA, None if B is None else dB, None if C is None else dC, dD, d_bias
 
 
@@ -206,11 +209,10 @@ def _parts(A: Tensor, D: Tensor | None, dt_bias: Tensor | None) -> list[Tensor]:
     ]
 
 
-def _weight_gradients(sums: Tensor, A, D, dt_bias) -> tuple[Tensor, Tensor, Tensor]:
+def _weight_gradients(sums: Tensor, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of A, D and dt_bias from those of what is packed; no views, as an operator's
     results must not share memory."""
-    parts = _parts(A, D, dt_bias)
-    d_bias, dA, dD = unpack(sums[padded_size(A.shape[0]) :], parts[1:])
+    d_bias, dA, dD = unpack(sums[padded_size(len(parts[0])) :], parts[1:])
     return tuple(x.clone(memory_format=torch.contiguous_format) for x in (dA.t(), dD, d_bias))
 
 
