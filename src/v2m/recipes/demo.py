@@ -26,7 +26,7 @@ def demo() -> TrainConfig:
 
     Command: `v2m train --recipe demo --output runs/demo`, or `make demo`
     Hardware: 2 CPU cores; a GPU is used if there is one.
-    Time: 4 min 45 s of training on two cores of an AMD EPYC.
+    Time: 4 min 45 s to 5 min of training on two cores of an AMD EPYC.
     Result: 88.30 % top-1 on the 2,000 test images with seed 0 (89.6 % on the validation images).
     """
     return TrainConfig(
