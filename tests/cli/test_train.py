@@ -295,6 +295,12 @@ def test_prediction_from_a_run_that_is_not_finished(
     captured = capsys.readouterr()
     assert {line.split(",")[3] for line in captured.out.splitlines()[1:]} == {"dark", "light"}
     assert "the run is not finished: taking" in captured.err
+    assert main(["report", str(unfinished)]) == 2
+    assert "is not finished: it gets its report at the end" in capsys.readouterr().err
+    exported = tmp_path / "model.pt2"
+    assert main(["export", str(unfinished), "--output", str(exported), "--fixed-size"]) == 0
+    assert exported.is_file()
+    assert "the run is not finished: taking" in capsys.readouterr().err
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
