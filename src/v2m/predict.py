@@ -24,6 +24,8 @@ from v2m.models import MODELS, from_checkpoint, read_config
 
 __all__ = ["Prediction", "Predictor", "find_images", "load_model", "predict"]
 
+REMEDY = "Remove it, or pass --skip-bad (in Python `skipped=[]`) to go on without it."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -119,10 +121,7 @@ class Predictor:
                 image = load_image(path, self.input_size[0])
             except BadImageError as error:
                 if skipped is None:
-                    raise BadImageError(
-                        f"{error} Remove it, or pass --skip-bad (in Python `skipped=[]`) to go on"
-                        " without it."
-                    ) from error
+                    raise BadImageError(f"{error} {REMEDY}") from error
                 skipped.append((path, str(error)))
                 continue
             batch.append((path, self.prepare(image)))

@@ -22,6 +22,7 @@ from v2m.evaluation.dense_run import stored_inference
 from v2m.evaluation.detection import MASK_THRESHOLD, coco_rows
 from v2m.evaluation.segmentation import segment
 from v2m.heads import Detector, from_directory
+from v2m.predict import REMEDY
 
 __all__ = ["DensePredictor", "predict_to_folder"]
 
@@ -126,10 +127,7 @@ def predict_to_folder(
             except InputError as error:
                 reason = str(error) if isinstance(error, BadImageError) else f"{path}: {error}"
                 if skipped is None:
-                    raise BadImageError(
-                        f"{reason} Correct it, or pass --skip-bad (in Python `skipped=[]`) to go on"
-                        " without it."
-                    ) from error
+                    raise BadImageError(f"{reason} {REMEDY}") from error
                 skipped.append((path, reason))
                 continue
             name = names.of(path)

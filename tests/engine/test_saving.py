@@ -44,6 +44,18 @@ def test_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not timer.due()
 
 
+def killed_run(tmp_path: Path, config: TrainConfig, images: Path) -> tuple[Path, TrainConfig, Path]:
+    """Images of its own, a run on them that was killed in its second epoch, and its folder."""
+    root, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, root)
+    config = apply_overrides(config, [f"data.name={root}"])
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 8, kill)
+        with pytest.raises(Killed):
+            train(config, run)
+    return root, config, run
+
+
 def rename_a_class(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "left").rename(root / split / "zeft")
@@ -70,13 +82,7 @@ def test_a_run_goes_on_with_its_own_images_alone(
     tmp_path: Path, config: TrainConfig, images: Path, change: Any, message: str
 ) -> None:
     """Other classes would get the labels of those that were, and an epoch other steps."""
-    root, run = tmp_path / "images", tmp_path / "run"
-    shutil.copytree(images, root)
-    config = apply_overrides(config, [f"data.name={root}"])
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 8, kill)
-        with pytest.raises(Killed):
-            train(config, run)
+    root, config, run = killed_run(tmp_path, config, images)
     before = (run / "metrics.jsonl").read_text()
     change(root)
     with pytest.raises(InputError, match=rf"--resume: the training data is not .*{message}"):
@@ -87,13 +93,7 @@ def test_a_run_goes_on_with_its_own_images_alone(
 def test_a_run_may_skip_bad_images_from_now_on(
     tmp_path: Path, config: TrainConfig, images: Path
 ) -> None:
-    root, run = tmp_path / "images", tmp_path / "run"
-    shutil.copytree(images, root)
-    config = apply_overrides(config, [f"data.name={root}"])
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 6, kill)
-        with pytest.raises(Killed):
-            train(config, run)
+    root, config, run = killed_run(tmp_path, config, images)
     for name in os.listdir(root / "train" / "left"):
         (root / "train" / "left" / name).write_bytes(b"")
     with pytest.raises(InputError, match=r"is empty.*data\.on_error=skip.* --resume"):

@@ -99,14 +99,14 @@ def scans_forward(u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> Tensor:
     y = torch.empty(slabs, *u.shape[1:-1], padded_size(channels), dtype=dtype)
     written = False
     for source, numbers in _launches(scans):
-        x, steps = _grids(u[source], dt[source])
+        x, step_sizes = _grids(u[source], dt[source])
         rows = []
         for number in numbers:
             out = y[0 if summed else number].data_ptr()
             rows.append(_row(x, scans[number], OUT=out, ADD_OUT=summed and written))
             written = True
-        b, c = (None if rows_ is None else rows_[source] for rows_ in (B, C))
-        _forward(x, steps, A.shape[1], weights, b, c, None, True, rows, dtype)
+        b, c = (None if given is None else given[source] for given in (B, C))
+        _forward(x, step_sizes, A.shape[1], weights, b, c, None, True, rows, dtype)
     return (y[0] if summed else y)[..., :channels].to(u.dtype).contiguous()
 
 
@@ -119,14 +119,16 @@ def scans_backward(dy, u, dt, A, B, C, D, dt_bias, scans, summed: bool) -> tuple
     found: list = [None] * len(u)  # of each source: du, ddt and gradients of its rows
     sums = 0.0
     for source, numbers in _launches(scans):
-        x, steps = _grids(u[source], dt[source])
+        x, step_sizes = _grids(u[source], dt[source])
         rows = []
         for number in numbers:
             gradient = dy if summed else dy[number]
             row = _row(x, scans[number], D_OUT=gradient.data_ptr(), ADD_SOURCE=bool(rows))
             rows.append(row)
-        b, c = (None if rows_ is None else rows_[source] for rows_ in (B, C))
-        du, ddt, sum_, d_rows, _ = _backward(x, steps, A.shape[1], weights, b, c, None, True, rows)
+        b, c = (None if given is None else given[source] for given in (B, C))
+        du, ddt, sum_, d_rows, _ = _backward(
+            x, step_sizes, A.shape[1], weights, b, c, None, True, rows
+        )
         sums = sums + sum_
         if found[source] is None:
             found[source] = [du, ddt, d_rows]
