@@ -195,22 +195,13 @@ def replay(
             dC_at += STEPS * stride_share
         left = then
     if OUTPUTS:  # noqa: SIM102 (this is known when compiled)
-        if groups * STEPS <= first:
-            left = steps - first
+        if groups * STEPS == first:
             Bs = None
             if B is not None:
                 Bs = load_steps(B + first * stride_n + n, stride_n, n, N, left, CHUNK, MASK)
-            if C is not None:
-                C += first * stride_n
-            if z is not None:
-                z += first * stride_z
-                dz += first * stride_e
-            if dC is not None:
-                dC += first * stride_share
             replay_steps(
                 h, saved, floats(last_us), floats(last_dts), floats(last_dys), Bs, B,
-                C, z, dz, dC, left,
-                A_block, skip, bias, live, ones, place, stride_e, stride_n, stride_z, stride_share,
-                e, E, n, N, scale, False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT,
-                CHUNK, PLACE, PACKED, MASK,
+                C_at, z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones,
+                place, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
+                False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT, CHUNK, PLACE, PACKED, MASK,
             )  # fmt: skip
