@@ -90,6 +90,14 @@ class Tile:
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
+    def near(self, device: torch.device) -> int:
+        """Packed states that each of them has room for in the shared memory, 1 kB each."""
+        if not self.packed or device.type != "cuda":
+            return 0
+        memory = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+        # Of its part a program takes 1.5 kB for other things; a kernel's own is at most 48 kB.
+        return max(0, min(47, (memory // self.resident - 1536) // 1024))
+
     @property
     def resident(self) -> int:
         """Programs that fit on a multiprocessor at once, by their registers."""

@@ -134,8 +134,8 @@ def scan_backward(
     partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
     short = dtype == torch.bfloat16 and padded(states) >= 8 and speaks_ptx()
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
-        scan, members, tile, lines, packed, places, programs, scratch = launch
-        checkpoints = torch.empty(scratch, dtype=torch.float32, device=device)
+        scan, members, tile, lines, packed, near, places, programs, scratch = launch
+        checkpoints = torch.empty(scratch, dtype=torch.float32, device=device) if scratch else None
         scan_backward_kernel[programs, blocks](
             dy, inputs.u, inputs.dt, inputs.decay, inputs.B, inputs.C, inputs.D, inputs.dt_bias,
             inputs.z, du, ddt, share, dB, dC, share[:, states], share[:, states + 1], dz,
@@ -150,7 +150,7 @@ def scan_backward(
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=_softplus(inputs), SOFTPLUS_DONE=inputs.softplus_done,
             SUM_BY_PRODUCT=short and tile.channels == 32 and tile.warps == 1,
-            CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed,
+            CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed, NEAR=near,
             FETCH=tile.fetch and speaks_ptx(), AHEAD=tile.ahead,
             PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
@@ -181,7 +181,8 @@ class _BackwardLaunch(NamedTuple):
     tile: Tile
     lines: dict[str, int]
     packed: bool
-    places: int  # states that one program keeps in scratch
+    near: int  # places for states in shared memory, that one program has
+    places: int  # and in scratch
     programs: int
     scratch: int  # float32 elements for all programs
 
@@ -206,12 +207,19 @@ def _plan_backward(
         chosen = tile or pick("scan_backward", states, lines["window"], driven)
         blocks = triton.cdiv(grid.channels, chosen.channels)
         packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
-        places = triton.cdiv(lines["window"], chosen.tokens) + chosen.group
+        near = chosen.near(device) if packed else 0
+        places = triton.cdiv(lines["window"], chosen.tokens) + 1
+        if places <= near:
+            places = 0
         size = blocks * places * states * chosen.channels // (2 if packed else 1)
-        most = min(chosen.resident * processors(device) // blocks, SCRATCH_BYTES // (4 * size))
+        most = chosen.resident * processors(device) // blocks
+        if size:
+            most = min(most, SCRATCH_BYTES // (4 * size))
         programs = balanced(lines["segments"] * len(members), max(1, most))
         launches.append(
-            _BackwardLaunch(scan, members, chosen, lines, packed, places, programs, programs * size)
+            _BackwardLaunch(
+                scan, members, chosen, lines, packed, near, places, programs, programs * size
+            )
         )
     return launches
 

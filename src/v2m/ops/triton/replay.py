@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 
 from .channel_sums import store_channel_sum
-from .chunks import columns, floats, load_rows, load_steps, store_state
+from .chunks import columns, floats, load_rows, load_steps
 from .ptx import far_rows, fetch, opaque
 from .scan import nonzero_gate, sigmoid, step_size
+from .states import store_state
 
 
 @triton.jit
@@ -56,8 +57,8 @@ def store_output_gradients(
 
 @triton.jit
 def replay_steps(
-    h, saved, xs, raw, g_outs, Bs, next_B, C, z, dz, dC, left, A_block, skip, bias, live, ones,
-    place, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
+    h, chunk, chunks, far, near, within, xs, raw, g_outs, Bs, next_B, C, z, dz, dC, left,
+    A_block, skip, bias, live, ones, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
     MORE: tl.constexpr,
     ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
@@ -66,9 +67,10 @@ def replay_steps(
     CHUNK: tl.constexpr,
     PLACE: tl.constexpr,
     PACKED: tl.constexpr,
+    NEAR: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
-    """Some steps of `replay`: the state behind them, and where it was saved.
+    """Some steps of `replay`, from a chunk on: the state behind them, and the next chunk.
 
     xs, raw, g_outs, Bs: their rows of u, dt, dy, B; C, z, dz, dC: pointers to those of the first.
     left: how many there are to the line's end. MORE: rows of B at next_B, as many, take the place
@@ -86,8 +88,8 @@ def replay_steps(
                 )
         h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
         if j % CHUNK == CHUNK - 1:
-            saved += PLACE
-            store_state(saved + place, h, PACKED)
+            chunk += 1
+            store_state(h, chunk, chunks, far, near, within, PLACE, PACKED, NEAR)
         if g_outs is not None:
             C_now = live
             if z is not None and C is not None:
@@ -98,13 +100,14 @@ def replay_steps(
                 stride_e, stride_z, stride_share,
                 e, E, n, N, j < left, scale, ADD, LEAST_GATE, SUM_BY_PRODUCT, MASK,
             )  # fmt: skip
-    return h, saved, next_Bs
+    return h, chunk, next_Bs
 
 
 @triton.jit
 def replay(
     u, dt, dy, B, C, z, dz, dC, last_us, last_dts, last_dys, A_block, skip, bias, live, ones,
-    saved, place, steps, stride_e, stride_y, stride_n, stride_z, stride_share, e, E, n, N, scale,
+    chunks, far, near, within, steps, stride_e, stride_y, stride_n, stride_z,
+    stride_share, e, E, n, N, scale,
     ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -113,15 +116,16 @@ def replay(
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     PACKED: tl.constexpr,
+    NEAR: tl.constexpr,
     AHEAD: tl.constexpr,
     FETCH: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
-    """Walk a line forwards and save the state after every chunk; store what gradients of gate and C
-    there are. Without them the walk ends before the last chunk.
+    """Walk a line forwards and save the state before every chunk; store what gradients of gate and
+    C there are. Without them the walk ends before the last chunk.
 
     u, dt, dy, z, dz: (E,) pointers to the line's first row; B, C, dC: to that row's first state;
-    saved: to the state before it, and place: where its elements lie from there; last_us, last_dts,
+    chunks, far, near, within: where states wait, see `store_state`; last_us, last_dts,
     last_dys: the rows of the last chunk. A line is touched here first, in the slowest memory, so
     its rows are loaded GROUP chunks ahead, and fetched two such groups before that. AHEAD: rows of
     B as a tile that the lanes share.
@@ -153,8 +157,10 @@ def replay(
     if FETCH:
         grids = (u, dt, dy) if OUTPUTS else (u, dt)
         strides = (stride_e, stride_e, stride_y) if OUTPUTS else (stride_e, stride_e)
-        far, far_step = far_rows(grids, strides, 3 * STEPS, STEPS)
+        to_fetch, fetch_step = far_rows(grids, strides, 3 * STEPS, STEPS)
     left = steps
+    chunk = 0
+    store_state(h, chunk, chunks, far, near, within, PLACE, PACKED, NEAR)
     for g in range(groups):
         xs = floats(us)
         raw = floats(dts)
@@ -165,8 +171,8 @@ def replay(
         dt_at += on * stride_e
         if FETCH:
             later = 2 * STEPS + tl.arange(0, 32) % STEPS
-            fetch(far, (tl.arange(0, 32) < len(grids) * STEPS) & (later < then))
-            far += far_step
+            fetch(to_fetch, (tl.arange(0, 32) < len(grids) * STEPS) & (later < then))
+            to_fetch += fetch_step
         now_Bs = Bs
         if B is not None:
             B_at += on * stride_n
@@ -178,11 +184,11 @@ def replay(
         if OUTPUTS:
             dy_at += on * stride_y
             dys = load_steps(dy_at, stride_y, e, E, then, STEPS, WITHIN)
-        h, saved, next_Bs = replay_steps(
-            h, saved, xs, raw, g_outs, now_Bs, B_at, C_at, z_at, dz_at, dC_at, left, A_block,
-            skip, bias, live, ones, place, stride_e, stride_n, stride_z, stride_share,
-            e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT,
-            CHUNK, PLACE, PACKED, WITHIN,
+        h, chunk, next_Bs = replay_steps(
+            h, chunk, chunks, far, near, within, xs, raw, g_outs, now_Bs, B_at, C_at,
+            z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones, stride_e, stride_n,
+            stride_z, stride_share, e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT,
+            CHUNK, PLACE, PACKED, NEAR, WITHIN,
         )  # fmt: skip
         if B is not None and not AHEAD:
             Bs = next_Bs
@@ -200,8 +206,9 @@ def replay(
             if B is not None:
                 Bs = load_steps(B + first * stride_n + n, stride_n, n, N, left, CHUNK, MASK)
             replay_steps(
-                h, saved, floats(last_us), floats(last_dts), floats(last_dys), Bs, B,
+                h, chunk, chunks, far, near, within, floats(last_us), floats(last_dts),
+                floats(last_dys), Bs, B,
                 C_at, z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones,
-                place, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
-                False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT, CHUNK, PLACE, PACKED, MASK,
+                stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
+                False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT, CHUNK, PLACE, PACKED, NEAR, MASK,
             )  # fmt: skip

@@ -28,18 +28,15 @@ import triton.language as tl
 
 from .channel_sums import picks, store_channel_sum
 from .chunks import (
+    columns,
     floats,
     load_rows,
-    load_state,
     load_steps,
-    packed,
-    place_of,
-    store_state,
-    unpacked,
 )
 from .ptx import far_rows, fetch
 from .replay import replay, store_output_gradients, through_gate
 from .scan import LN2, LOG2E, SIZES, mirrored, segment_start, sigmoid, step_size
+from .states import load_state, near_places, packed, within_place
 
 
 @triton.jit
@@ -174,8 +171,9 @@ def scan_backward_kernel(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
     PACKED: tl.constexpr,  # states in the scratch buffer are pairs of bfloat16
+    NEAR: tl.constexpr,  # places for states in shared memory: see states.py
     FETCH: tl.constexpr,  # rows are brought to the L2 some chunks ahead
-    AHEAD: tl.constexpr,  # its state and rows of B and C too are loaded a chunk ahead; CHUNK is 2
+    AHEAD: tl.constexpr,  # rows of B and C too are loaded a chunk ahead; CHUNK is 2, 3 or 4
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     CHANNELS_PER_THREAD: tl.constexpr,
@@ -213,15 +211,12 @@ def scan_backward_kernel(
     LATE: tl.constexpr = B is not None and (C is not None or z is not None)
     WITHIN: tl.constexpr = MASK if MASK == 2 else 0  # before its last chunk a line has whole ones
     PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if PACKED else PADDED_N * BLOCK_E
-    # The place of a chunk holds the state before it; before a line's first it is zero.
-    slice_ = (program * blocks + block).to(tl.int64) * (places * PLACE)
-    if PACKED:
-        saved = checkpoints.to(tl.pointer_type(tl.uint32)) + slice_
-        place = place_of(packed(A_block))
-    else:
-        saved = checkpoints + slice_
-        place = n[None, :] * BLOCK_E + hinted
-    store_state(saved + place, tl.zeros([BLOCK_E, PADDED_N], tl.float32), PACKED)
+    far = None
+    if checkpoints is not None:
+        far = checkpoints.to(tl.pointer_type(tl.uint32)) if PACKED else checkpoints
+        far += (program * blocks + block).to(tl.int64) * (places * PLACE)
+    near = near_places(scans, NEAR) if NEAR else 0
+    within = within_place(packed(A_block)) if PACKED else n[None, :] * BLOCK_E + hinted
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
@@ -274,9 +269,9 @@ def scan_backward_kernel(
         replay(
             u_at, dt_at, dy + y_token * E + e, B_at, C_at, z_at if EARLY else None,
             dz_at if EARLY else None, dC_at if EARLY else None, us, dts, dys, A_block, skip, bias,
-            live, ones, saved, place, steps, stride_e, stride_y, stride_n, stride_z,
+            live, ones, chunks, far, near, within, steps, stride_e, stride_y, stride_n, stride_z,
             stride_n * blocks, e, E, n, N, scale, ADD, LEAST_GATE, SOFTPLUS,
-            SUM_BY_PRODUCT, CHUNK, GROUP, PLACE, PACKED, AHEAD, FETCH, MASK,
+            SUM_BY_PRODUCT, CHUNK, GROUP, PLACE, PACKED, NEAR, AHEAD, FETCH, MASK,
         )  # fmt: skip
         u_at += last
         dt_at += last
@@ -288,7 +283,6 @@ def scan_backward_kernel(
             z_at += first * stride_z.to(tl.int64)
             dz_at += last
         p = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
-        state_at = saved + (chunks - 1) * PLACE
         B_rows = None
         C_rows = None
         if AHEAD:
@@ -298,16 +292,15 @@ def scan_backward_kernel(
                 C_rows = load_rows(C + at_n, stride_n, N, steps - first, PADDED_N, CHUNK)
         if FETCH:
             lines_at = dy + (y_token * E + block * BLOCK_E), u + corner, dt + corner
-            far, far_step = far_rows(
+            to_fetch, fetch_step = far_rows(
                 lines_at, (stride_y, stride_e, stride_e), first - FETCHED * CHUNK, CHUNK
             )
         tl.debug_barrier()
-        state = load_state(state_at + place, PACKED)
-        for _ in range(chunks):
+        for chunk in range(chunks - 1, -1, -1):
             alive = tl.minimum(steps - first, CHUNK)
             if FETCH:
-                fetch(far, (tl.arange(0, 32) < 3 * CHUNK) & (first >= FETCHED * CHUNK))
-                far -= far_step
+                fetch(to_fetch, (tl.arange(0, 32) < 3 * CHUNK) & (first >= FETCHED * CHUNK))
+                to_fetch -= fetch_step
             first -= CHUNK
             # The chunk that comes next; before the line's first there is none.
             back = tl.where(first >= 0, CHUNK, 0)
@@ -317,16 +310,14 @@ def scan_backward_kernel(
             xs = floats(us)
             raw = floats(dts)
             g_outs = floats(dys)
-            if not AHEAD:
-                state = load_state(state_at + place, PACKED)
-            h = unpacked(state) if PACKED else state
+            h = load_state(chunk, far, near, within, PLACE, PACKED, NEAR)
             back_n = at_n - back * stride_n
             Bs = None
             dB_at = None
             if B is not None:
                 dB_at = dB + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
-                    Bs = tl.split(B_rows)
+                    Bs = columns(B_rows)
                     B_rows = load_rows(B + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
                     Bs = load_steps(B + at_n + n, stride_n, n, N, alive, CHUNK, MASK)
@@ -336,15 +327,10 @@ def scan_backward_kernel(
                 if LATE:
                     late_dC = dC + ((at_n + share_n) * blocks + block * N)
                 if AHEAD:
-                    Cs = tl.split(C_rows)
+                    Cs = columns(C_rows)
                     C_rows = load_rows(C + back_n, stride_n, N, back, PADDED_N, CHUNK)
                 else:
                     Cs = load_steps(C + at_n + n, stride_n, n, N, alive, CHUNK, MASK)
-            if AHEAD:
-                state_at -= back // CHUNK * PLACE
-                state = load_state(state_at + place, PACKED)
-            else:
-                state_at -= PLACE
             us = load_steps(u_at, stride_e, e, E, back, CHUNK, WITHIN)
             dts = load_steps(dt_at, stride_e, e, E, back, CHUNK, WITHIN)
             dys = load_steps(dy_at, stride_y, e, E, back, CHUNK, WITHIN)
