@@ -39,6 +39,10 @@ TRIFLE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
         ((1, 3, 33, 64), 8, 2, False, 7, ("B", "C")),
         ((1, 5, 4, 48), 32, 1, False, None, ALL),
         ((1, 2, 300, 64), 4, 2, False, None, ()),
+        # Windows of which some have more states than fit in shared memory, and some have not.
+        ((2, 3, 300, 64), 16, 2, True, 130, ("B",)),
+        ((2, 300, 2, 64), 16, 1, False, 130, ("C", "D")),
+        ((1, 2, 300, 40), 16, 2, True, 130, ALL),
     ],
 )
 def test_scan(shape, states, axis, reverse, window, given, dtype):
@@ -101,7 +105,11 @@ def every_tile():
     return [(kernel, i) for kernel, tiles in TILES.items() for i in range(1, len(tiles))]
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 9, 96), (2, 6, 8, 128)], ids=["odd", "even"])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 5, 9, 96), (2, 6, 8, 128), (8, 93, 120, 32)],
+    ids=["odd", "even", "many long lines"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("kernel", "choice"), every_tile() if torch.cuda.is_available() else [])
 def test_every_launch_that_may_be_chosen(kernel, choice, dtype, shape, monkeypatch):

@@ -79,8 +79,7 @@ class Tile:
     warps: int = 1
     stages: int = 1  # of loads in flight, where a loop ends in a matrix product
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
-    packed: bool = False  # of a scan's backward, bfloat16: states wait in scratch rounded to it
-    ahead: bool = False  # of a scan's backward, 2 steps: all loads are one chunk ahead
+    ahead: bool = False  # of a scan's backward, 2 to 4 steps: rows of B and C a chunk ahead too
     fetch: bool = False  # of a scan: rows are brought to the L2 before they are loaded
     registers: int | None = None  # the most that a thread may have
 
@@ -89,14 +88,6 @@ class Tile:
         """What a launch is given beside the kernel's arguments."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages} | limit
-
-    def near(self, device: torch.device) -> int:
-        """Packed states that each of them has room for in the shared memory, 1 kB each."""
-        if not self.packed or device.type != "cuda":
-            return 0
-        memory = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-        # Of its part a program takes 1.5 kB for other things; a kernel's own is at most 48 kB.
-        return max(0, min(47, (memory // self.resident - 1536) // 1024))
 
     @property
     def resident(self) -> int:
@@ -110,17 +101,16 @@ class Tile:
         return 1 if self.group == 1 and steps > self.tokens else 2
 
 
-# Every launch that may be chosen, the usual one first; of a scan, the second is that of long lines.
-# Why, is in NOTES.md.
+# Every launch that may be chosen; without the rules of `pick`, the usual one first, and of a scan,
+# the second is that of long lines. Why, is in NOTES.md.
 TILES: dict[str, tuple[Tile, ...]] = {
     "scan_forward": (Tile(64, registers=128), Tile(64, fetch=True)),
     "scan_backward": (
-        Tile(32, 2, group=2, packed=True, ahead=True),
-        Tile(32, 2, group=2, packed=True, ahead=True, fetch=True),
-        Tile(32, 4, packed=True, fetch=True),
-        Tile(32, 3, packed=True, fetch=True),
-        Tile(32, 2, packed=True, ahead=True, registers=168),
-        Tile(32, 2, group=2),
+        Tile(32, 2, group=2, ahead=True),
+        Tile(32, 3, ahead=True, fetch=True),
+        Tile(32, 4, ahead=True),
+        Tile(32, 2, ahead=True, registers=168),
+        Tile(32, 2, group=2, ahead=True, fetch=True),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
     "project_backward_low": (Tile(128, 32, 2, 3), Tile(64, 64, 4, 3)),
@@ -130,9 +120,9 @@ TILES: dict[str, tuple[Tile, ...]] = {
 }
 
 
-def pick(kernel: str, states: int = 1, steps: int = 0, driven: bool = True) -> Tile:
-    """The launch for a kernel, by what fits into the registers; steps: of a line or window; driven:
-    a scan has B."""
+def pick(kernel: str, states: int = 1, steps: int = 0, walk: str = "B") -> Tile:
+    """The launch for a kernel, by what fits into the registers; steps: of a line or window; walk:
+    what the walk back of a scan's backward has to do with, "B", "C" or "BC" (with a gate, too)."""
     if kernel == "scan_forward" and states > 16:
         return Tile(32)
     if kernel == "scan_backward" and padded(states) != 16:
@@ -141,10 +131,16 @@ def pick(kernel: str, states: int = 1, steps: int = 0, driven: bool = True) -> T
         few = 168 if padded(states) < 8 else None
         return Tile(32, max(1, min(4, 32 // padded(states))), registers=few)
     tiles = TILES[kernel]
-    long = steps > LONG and len(tiles) > 1
-    if kernel == "scan_backward" and not driven:  # without sums over channels in the walk back
-        fit = [tile for tile in tiles[2:5] if tile.fetch == long and steps % tile.tokens == 0]
-        return (fit or tiles[long:])[0]
+    if len(tiles) == 1:
+        return tiles[0]
+    long = steps > LONG
+    if kernel == "scan_backward" and walk == "C":  # without sums over channels in the walk back
+        if steps % 4 == 0 and steps >= 16:
+            return tiles[2]
+        if steps % 2 == 0 and not long:
+            return tiles[3]
+    if kernel == "scan_backward" and walk == "BC" and long:  # three steps would spill
+        return tiles[4]
     return tiles[long]
 
 
@@ -160,6 +156,17 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def near_places(tile: Tile, states: int, dtype: torch.dtype, device: torch.device) -> int:
+    """States that each program of a scan's backward keeps in shared memory: see states.py."""
+    if dtype != torch.bfloat16 or (tile.channels, tile.warps, states) != (32, 1, 16):
+        return 0
+    if not speaks_ptx():
+        return 0
+    memory = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    # Of its part a program takes up to 1.5 kB for other things; a kernel's own ends at 48 kB.
+    return min(47, (memory // tile.resident - 1536) // 1024)
 
 
 def speaks_ptx() -> bool:

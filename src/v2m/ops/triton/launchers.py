@@ -19,6 +19,7 @@ from .launch import (
     Scan,
     Tile,
     groups,
+    near_places,
     pack,
     padded,
     pick,
@@ -134,7 +135,7 @@ def scan_backward(
     partial = torch.empty(sum(parts), states + 2, channels, dtype=torch.float32, device=device)
     short = dtype == torch.bfloat16 and padded(states) >= 8 and speaks_ptx()
     for number, (launch, share) in enumerate(zip(launches, partial.split(parts))):
-        scan, members, tile, lines, packed, near, places, programs, scratch = launch
+        scan, members, tile, lines, near, places, programs, scratch = launch
         checkpoints = torch.empty(scratch, dtype=torch.float32, device=device) if scratch else None
         scan_backward_kernel[programs, blocks](
             dy, inputs.u, inputs.dt, inputs.decay, inputs.B, inputs.C, inputs.D, inputs.dt_bias,
@@ -150,7 +151,7 @@ def scan_backward(
             MIRROR_H=1 in scan.mirror, MIRROR_W=2 in scan.mirror,
             SOFTPLUS=_softplus(inputs), SOFTPLUS_DONE=inputs.softplus_done,
             SUM_BY_PRODUCT=short and tile.channels == 32 and tile.warps == 1,
-            CHUNK=tile.tokens, GROUP=tile.group, PACKED=packed, NEAR=near,
+            CHUNK=tile.tokens, GROUP=tile.group, NEAR=near,
             FETCH=tile.fetch and speaks_ptx(), AHEAD=tile.ahead,
             PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
@@ -180,8 +181,7 @@ class _BackwardLaunch(NamedTuple):
     members: list[int]
     tile: Tile
     lines: dict[str, int]
-    packed: bool
-    near: int  # places for states in shared memory, that one program has
+    near: int  # states that one program keeps in shared memory
     places: int  # and in scratch
     programs: int
     scratch: int  # float32 elements for all programs
@@ -193,7 +193,9 @@ def _plan_backward(
     states = padded(inputs.decay.shape[0])
     # Scans that add to one dz follow each other; else one launch balances all of them.
     families = groups(scans)
+    walk = "C" if inputs.B is None else "B" if inputs.C is None else "BC"
     if inputs.z is not None:
+        walk = "BC"
         families = [(scan, [index]) for index, scan in enumerate(scans)]
     launches = []
     for scan, members in families:
@@ -203,23 +205,19 @@ def _plan_backward(
                 f"backend 'triton' takes gradients of grids with fewer than 2^28 elements in a row;"
                 f" got {grid.width} tokens of {grid.channels} channels. Use backend='eager'."
             )
-        driven = inputs.B is not None
-        chosen = tile or pick("scan_backward", states, lines["window"], driven)
+        chosen = tile or pick("scan_backward", states, lines["window"], walk)
         blocks = triton.cdiv(grid.channels, chosen.channels)
-        packed = chosen.packed and inputs.u.dtype == torch.bfloat16 and speaks_ptx()
-        near = chosen.near(device) if packed else 0
+        near = near_places(chosen, states, inputs.u.dtype, device)
         places = triton.cdiv(lines["window"], chosen.tokens) + 1
         if places <= near:
             places = 0
-        size = blocks * places * states * chosen.channels // (2 if packed else 1)
+        size = blocks * places * states * chosen.channels // (2 if near else 1)
         most = chosen.resident * processors(device) // blocks
-        if size:
+        if places:
             most = min(most, SCRATCH_BYTES // (4 * size))
         programs = balanced(lines["segments"] * len(members), max(1, most))
         launches.append(
-            _BackwardLaunch(
-                scan, members, chosen, lines, packed, near, places, programs, programs * size
-            )
+            _BackwardLaunch(scan, members, chosen, lines, near, places, programs, programs * size)
         )
     return launches
 

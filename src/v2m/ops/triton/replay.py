@@ -57,7 +57,7 @@ def store_output_gradients(
 
 @triton.jit
 def replay_steps(
-    h, chunk, chunks, far, near, within, xs, raw, g_outs, Bs, next_B, C, z, dz, dC, left,
+    h, chunk, places, far, near, within, xs, raw, g_outs, Bs, next_B, C, z, dz, dC, left,
     A_block, skip, bias, live, ones, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
     MORE: tl.constexpr,
     ADD: tl.constexpr,
@@ -66,7 +66,6 @@ def replay_steps(
     SUM_BY_PRODUCT: tl.constexpr,
     CHUNK: tl.constexpr,
     PLACE: tl.constexpr,
-    PACKED: tl.constexpr,
     NEAR: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
@@ -89,7 +88,7 @@ def replay_steps(
         h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
         if j % CHUNK == CHUNK - 1:
             chunk += 1
-            store_state(h, chunk, chunks, far, near, within, PLACE, PACKED, NEAR)
+            store_state(h, chunk, places, far, near, within, PLACE, NEAR)
         if g_outs is not None:
             C_now = live
             if z is not None and C is not None:
@@ -106,7 +105,7 @@ def replay_steps(
 @triton.jit
 def replay(
     u, dt, dy, B, C, z, dz, dC, last_us, last_dts, last_dys, A_block, skip, bias, live, ones,
-    chunks, far, near, within, steps, stride_e, stride_y, stride_n, stride_z,
+    places, far, near, within, steps, stride_e, stride_y, stride_n, stride_z,
     stride_share, e, E, n, N, scale,
     ADD: tl.constexpr,
     LEAST_GATE: tl.constexpr,
@@ -115,17 +114,16 @@ def replay(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
-    PACKED: tl.constexpr,
     NEAR: tl.constexpr,
     AHEAD: tl.constexpr,
     FETCH: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
     """Walk a line forwards and save the state before every chunk; store what gradients of gate and
-    C there are. Without them the walk ends before the last chunk.
+    C there are (B is none then). Without them the walk ends before the last chunk.
 
     u, dt, dy, z, dz: (E,) pointers to the line's first row; B, C, dC: to that row's first state;
-    chunks, far, near, within: where states wait, see `store_state`; last_us, last_dts,
+    places, far, near, within: where states wait, see `store_state`; last_us, last_dts,
     last_dys: the rows of the last chunk. A line is touched here first, in the slowest memory, so
     its rows are loaded GROUP chunks ahead, and fetched two such groups before that. AHEAD: rows of
     B as a tile that the lanes share.
@@ -160,7 +158,7 @@ def replay(
         to_fetch, fetch_step = far_rows(grids, strides, 3 * STEPS, STEPS)
     left = steps
     chunk = 0
-    store_state(h, chunk, chunks, far, near, within, PLACE, PACKED, NEAR)
+    store_state(h, chunk, places, far, near, within, PLACE, NEAR)
     for g in range(groups):
         xs = floats(us)
         raw = floats(dts)
@@ -185,10 +183,10 @@ def replay(
             dy_at += on * stride_y
             dys = load_steps(dy_at, stride_y, e, E, then, STEPS, WITHIN)
         h, chunk, next_Bs = replay_steps(
-            h, chunk, chunks, far, near, within, xs, raw, g_outs, now_Bs, B_at, C_at,
+            h, chunk, places, far, near, within, xs, raw, g_outs, now_Bs, B_at, C_at,
             z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones, stride_e, stride_n,
-            stride_z, stride_share, e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT,
-            CHUNK, PLACE, PACKED, NEAR, WITHIN,
+            stride_z, stride_share, e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS,
+            SUM_BY_PRODUCT, CHUNK, PLACE, NEAR, WITHIN,
         )  # fmt: skip
         if B is not None and not AHEAD:
             Bs = next_Bs
@@ -202,13 +200,9 @@ def replay(
         left = then
     if OUTPUTS:  # noqa: SIM102 (this is known when compiled)
         if groups * STEPS == first:
-            Bs = None
-            if B is not None:
-                Bs = load_steps(B + first * stride_n + n, stride_n, n, N, left, CHUNK, MASK)
             replay_steps(
-                h, chunk, chunks, far, near, within, floats(last_us), floats(last_dts),
-                floats(last_dys), Bs, B,
-                C_at, z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones,
-                stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
-                False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT, CHUNK, PLACE, PACKED, NEAR, MASK,
+                h, chunk, places, far, near, within, floats(last_us), floats(last_dts),
+                floats(last_dys), None, None, C_at, z_at, dz_at, dC_at, left, A_block, skip, bias,
+                live, ones, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
+                False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT, CHUNK, PLACE, NEAR, MASK,
             )  # fmt: skip

@@ -33,10 +33,10 @@ from .chunks import (
     load_rows,
     load_steps,
 )
-from .ptx import far_rows, fetch
+from .ptx import far_rows, fetch, packed
 from .replay import replay, store_output_gradients, through_gate
 from .scan import LN2, LOG2E, SIZES, mirrored, segment_start, sigmoid, step_size
-from .states import load_state, near_places, packed, within_place
+from .states import load_state, near_places, within_place
 
 
 @triton.jit
@@ -170,8 +170,7 @@ def scan_backward_kernel(
     SUM_BY_PRODUCT: tl.constexpr,  # sums over channels: see channel_sums.py
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
-    PACKED: tl.constexpr,  # states in the scratch buffer are pairs of bfloat16
-    NEAR: tl.constexpr,  # places for states in shared memory: see states.py
+    NEAR: tl.constexpr,  # places for states in shared memory: see states.py; 0: there are none
     FETCH: tl.constexpr,  # rows are brought to the L2 some chunks ahead
     AHEAD: tl.constexpr,  # rows of B and C too are loaded a chunk ahead; CHUNK is 2, 3 or 4
     PADDED_N: tl.constexpr,
@@ -210,13 +209,13 @@ def scan_backward_kernel(
     EARLY: tl.constexpr = B is None
     LATE: tl.constexpr = B is not None and (C is not None or z is not None)
     WITHIN: tl.constexpr = MASK if MASK == 2 else 0  # before its last chunk a line has whole ones
-    PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if PACKED else PADDED_N * BLOCK_E
+    PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if NEAR else PADDED_N * BLOCK_E
     far = None
     if checkpoints is not None:
-        far = checkpoints.to(tl.pointer_type(tl.uint32)) if PACKED else checkpoints
+        far = checkpoints.to(tl.pointer_type(tl.uint32)) if NEAR else checkpoints
         far += (program * blocks + block).to(tl.int64) * (places * PLACE)
     near = near_places(scans, NEAR) if NEAR else 0
-    within = within_place(packed(A_block)) if PACKED else n[None, :] * BLOCK_E + hinted
+    within = within_place(packed(A_block)) if NEAR else n[None, :] * BLOCK_E + hinted
 
     dA_sum = tl.zeros([BLOCK_E, PADDED_N], tl.float32)
     dD_sum = tl.zeros([BLOCK_E], tl.float32)
@@ -269,9 +268,9 @@ def scan_backward_kernel(
         replay(
             u_at, dt_at, dy + y_token * E + e, B_at, C_at, z_at if EARLY else None,
             dz_at if EARLY else None, dC_at if EARLY else None, us, dts, dys, A_block, skip, bias,
-            live, ones, chunks, far, near, within, steps, stride_e, stride_y, stride_n, stride_z,
-            stride_n * blocks, e, E, n, N, scale, ADD, LEAST_GATE, SOFTPLUS,
-            SUM_BY_PRODUCT, CHUNK, GROUP, PLACE, PACKED, NEAR, AHEAD, FETCH, MASK,
+            live, ones, chunks + 1, far, near, within, steps, stride_e, stride_y, stride_n,
+            stride_z, stride_n * blocks, e, E, n, N, scale, ADD, LEAST_GATE, SOFTPLUS,
+            SUM_BY_PRODUCT, CHUNK, GROUP, PLACE, NEAR, AHEAD, FETCH, MASK,
         )  # fmt: skip
         u_at += last
         dt_at += last
@@ -310,7 +309,7 @@ def scan_backward_kernel(
             xs = floats(us)
             raw = floats(dts)
             g_outs = floats(dys)
-            h = load_state(chunk, far, near, within, PLACE, PACKED, NEAR)
+            h = load_state(chunk, far, near, within, PLACE, NEAR)
             back_n = at_n - back * stride_n
             Bs = None
             dB_at = None
