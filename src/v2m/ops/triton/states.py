@@ -69,8 +69,10 @@ def within_place(pairs):
 
 
 @triton.jit
-def _near_at(place, near, within, NEAR: tl.constexpr):
-    return near + place % NEAR * PLACE_BYTES + 4 * within
+def _near_at(place, far, near, within, NEAR: tl.constexpr):
+    if far is not None:  # else there are no more places than near ones
+        place = place % NEAR
+    return near + place * PLACE_BYTES + 4 * within
 
 
 @triton.jit
@@ -88,7 +90,8 @@ def store_state(h, place, places, far, near, within, PLACE: tl.constexpr, NEAR: 
             behind = place - (places - NEAR)
         tl.inline_asm_elementwise(
             _STORE, _STORE_REGISTERS,
-            [far_at, _near_at(place, near, within, NEAR), behind, packed(h)], tl.int32, False, 8,
+            [far_at, _near_at(place, far, near, within, NEAR), behind, packed(h)],
+            tl.int32, False, 8,
         )  # fmt: skip
     else:
         tl.store(far + place * PLACE + within, h)
@@ -104,14 +107,14 @@ def load_state(place, far, near, within, PLACE: tl.constexpr, NEAR: tl.constexpr
             far_at = (far + comes * PLACE + within).to(tl.int64)
             tl.inline_asm_elementwise(
                 _BRING, _BRING_REGISTERS,
-                [far_at, _near_at(place + 1, near, within, NEAR), comes], tl.int32, False, 8,
+                [far_at, _near_at(place + 1, far, near, within, NEAR), comes], tl.int32, False, 8,
             )  # fmt: skip
             tl.inline_asm_elementwise(
                 f"cp.async.wait_group {NEAR - 1}; mov.b32 $0, 0;",
                 "=r,r", [place], tl.int32, False, 1,
             )  # fmt: skip
         pairs = tl.inline_asm_elementwise(
-            _LOAD, _LOAD_REGISTERS, [_near_at(place, near, within, NEAR)], tl.uint32, False, 8
+            _LOAD, _LOAD_REGISTERS, [_near_at(place, far, near, within, NEAR)], tl.uint32, False, 8
         )
         h = unpacked(pairs)
     else:
