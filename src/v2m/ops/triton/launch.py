@@ -158,15 +158,21 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def near_places(tile: Tile, states: int, dtype: torch.dtype, device: torch.device) -> int:
-    """States that each program of a scan's backward keeps in shared memory: see states.py."""
+def near_places(
+    wanted: int, tile: Tile, states: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """States that each program of a scan's backward keeps in shared memory: see states.py.
+
+    As few as hold all that are wanted, if they can: the L1 has the rest of that memory.
+    """
     if dtype != torch.bfloat16 or (tile.channels, tile.warps, states) != (32, 1, 16):
         return 0
     if not speaks_ptx():
         return 0
     memory = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
     # Of its part a program takes up to 1.5 kB for other things; a kernel's own ends at 48 kB.
-    return min(47, (memory // tile.resident - 1536) // 1024)
+    most = min(47, (memory // tile.resident - 1536) // 1024)
+    return next((size for size in (8, 18) if wanted <= size < most), most)
 
 
 def speaks_ptx() -> bool:

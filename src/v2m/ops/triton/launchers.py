@@ -207,8 +207,8 @@ def _plan_backward(
             )
         chosen = tile or pick("scan_backward", states, lines["window"], walk)
         blocks = triton.cdiv(grid.channels, chosen.channels)
-        near = near_places(chosen, states, inputs.u.dtype, device)
         places = triton.cdiv(lines["window"], chosen.tokens) + 1
+        near = near_places(places, chosen, states, inputs.u.dtype, device)
         if places <= near:
             places = 0
         size = blocks * places * states * chosen.channels // (2 if near else 1)

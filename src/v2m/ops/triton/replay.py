@@ -13,7 +13,7 @@ from .channel_sums import store_channel_sum
 from .chunks import columns, floats, load_rows, load_steps
 from .ptx import far_rows, fetch, opaque
 from .scan import nonzero_gate, sigmoid, step_size
-from .states import store_state
+from .states import place_behind, place_near, store_state
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def store_output_gradients(
 
 @triton.jit
 def replay_steps(
-    h, chunk, places, far, near, within, xs, raw, g_outs, Bs, next_B, C, z, dz, dC, left,
+    h, chunk, at, places, far, near, within, xs, raw, g_outs, Bs, next_B, C, z, dz, dC, left,
     A_block, skip, bias, live, ones, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
     MORE: tl.constexpr,
     ADD: tl.constexpr,
@@ -88,7 +88,8 @@ def replay_steps(
         h = tl.exp2(step[:, None] * A_block) * h + (step * xs[j])[:, None] * B_now
         if j % CHUNK == CHUNK - 1:
             chunk += 1
-            store_state(h, chunk, places, far, near, within, PLACE, NEAR)
+            at = place_behind(at, far, near, NEAR)
+            store_state(h, chunk, at, places, far, within, PLACE, NEAR)
         if g_outs is not None:
             C_now = live
             if z is not None and C is not None:
@@ -99,7 +100,7 @@ def replay_steps(
                 stride_e, stride_z, stride_share,
                 e, E, n, N, j < left, scale, ADD, LEAST_GATE, SUM_BY_PRODUCT, MASK,
             )  # fmt: skip
-    return h, chunk, next_Bs
+    return h, chunk, at, next_Bs
 
 
 @triton.jit
@@ -158,7 +159,8 @@ def replay(
         to_fetch, fetch_step = far_rows(grids, strides, 3 * STEPS, STEPS)
     left = steps
     chunk = 0
-    store_state(h, chunk, places, far, near, within, PLACE, NEAR)
+    at = place_near(0, near, NEAR)
+    store_state(h, chunk, at, places, far, within, PLACE, NEAR)
     for g in range(groups):
         xs = floats(us)
         raw = floats(dts)
@@ -182,8 +184,8 @@ def replay(
         if OUTPUTS:
             dy_at += on * stride_y
             dys = load_steps(dy_at, stride_y, e, E, then, STEPS, WITHIN)
-        h, chunk, next_Bs = replay_steps(
-            h, chunk, places, far, near, within, xs, raw, g_outs, now_Bs, B_at, C_at,
+        h, chunk, at, next_Bs = replay_steps(
+            h, chunk, at, places, far, near, within, xs, raw, g_outs, now_Bs, B_at, C_at,
             z_at, dz_at, dC_at, left, A_block, skip, bias, live, ones, stride_e, stride_n,
             stride_z, stride_share, e, E, n, N, scale, not AHEAD, ADD, LEAST_GATE, SOFTPLUS,
             SUM_BY_PRODUCT, CHUNK, PLACE, NEAR, WITHIN,
@@ -201,7 +203,7 @@ def replay(
     if OUTPUTS:  # noqa: SIM102 (this is known when compiled)
         if groups * STEPS == first:
             replay_steps(
-                h, chunk, places, far, near, within, floats(last_us), floats(last_dts),
+                h, chunk, at, places, far, near, within, floats(last_us), floats(last_dts),
                 floats(last_dys), None, None, C_at, z_at, dz_at, dC_at, left, A_block, skip, bias,
                 live, ones, stride_e, stride_n, stride_z, stride_share, e, E, n, N, scale,
                 False, ADD, LEAST_GATE, SOFTPLUS, SUM_BY_PRODUCT, CHUNK, PLACE, NEAR, MASK,

@@ -36,7 +36,7 @@ from .chunks import (
 from .ptx import far_rows, fetch, packed
 from .replay import replay, store_output_gradients, through_gate
 from .scan import LN2, LOG2E, SIZES, mirrored, segment_start, sigmoid, step_size
-from .states import load_state, near_places, within_place
+from .states import load_state, near_places, place_before, place_near, within_place
 
 
 @triton.jit
@@ -295,6 +295,7 @@ def scan_backward_kernel(
                 lines_at, (stride_y, stride_e, stride_e), first - FETCHED * CHUNK, CHUNK
             )
         tl.debug_barrier()
+        at = place_near(chunks, near, NEAR)
         for chunk in range(chunks - 1, -1, -1):
             alive = tl.minimum(steps - first, CHUNK)
             if FETCH:
@@ -309,7 +310,9 @@ def scan_backward_kernel(
             xs = floats(us)
             raw = floats(dts)
             g_outs = floats(dys)
-            h = load_state(chunk, far, near, within, PLACE, NEAR)
+            behind = at
+            at = place_before(at, far, near, NEAR)
+            h = load_state(chunk, at, behind, far, within, PLACE, NEAR)
             back_n = at_n - back * stride_n
             Bs = None
             dB_at = None

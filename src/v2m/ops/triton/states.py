@@ -69,18 +69,34 @@ def within_place(pairs):
 
 
 @triton.jit
-def _near_at(place, far, near, within, NEAR: tl.constexpr):
-    if far is not None:  # else there are no more places than near ones
-        place = place % NEAR
-    return near + place * PLACE_BYTES + 4 * within
+def place_near(place, near, NEAR: tl.constexpr):
+    """Address of a place in the shared memory that begins at `near`."""
+    return near + place % NEAR * PLACE_BYTES if NEAR else 0
 
 
 @triton.jit
-def store_state(h, place, places, far, near, within, PLACE: tl.constexpr, NEAR: tl.constexpr):
+def place_behind(at, far, near, NEAR: tl.constexpr):
+    """Address of the place behind that at `at`; with none far, there is no way round."""
+    at += PLACE_BYTES
+    if far is not None and NEAR:
+        at = tl.where(at == near + NEAR * PLACE_BYTES, near, at)
+    return at
+
+
+@triton.jit
+def place_before(at, far, near, NEAR: tl.constexpr):
+    """Address of the place before that at `at`."""
+    if far is not None and NEAR:
+        at = tl.where(at == near, near + NEAR * PLACE_BYTES, at)
+    return at - PLACE_BYTES
+
+
+@triton.jit
+def store_state(h, place, at, places, far, within, PLACE: tl.constexpr, NEAR: tl.constexpr):
     """Store (E, N) states in one of a line's places.
 
-    far: pointer to place 0 of the scratch buffer, or none if all are near; near: address of the
-    first of NEAR places; PLACE: elements of a place; within: where those of a thread lie in it.
+    at: its `place_near`; far: pointer to place 0 of the scratch buffer, or none if all are near;
+    PLACE: elements of a place; within: where those of a thread lie in it.
     """
     if NEAR:
         far_at = tl.zeros([], tl.int64)
@@ -89,8 +105,7 @@ def store_state(h, place, places, far, near, within, PLACE: tl.constexpr, NEAR: 
             far_at = (far + place * PLACE + within).to(tl.int64)
             behind = place - (places - NEAR)
         tl.inline_asm_elementwise(
-            _STORE, _STORE_REGISTERS,
-            [far_at, _near_at(place, far, near, within, NEAR), behind, packed(h)],
+            _STORE, _STORE_REGISTERS, [far_at, at + 4 * within, behind, packed(h)],
             tl.int32, False, 8,
         )  # fmt: skip
     else:
@@ -98,23 +113,23 @@ def store_state(h, place, places, far, near, within, PLACE: tl.constexpr, NEAR: 
 
 
 @triton.jit
-def load_state(place, far, near, within, PLACE: tl.constexpr, NEAR: tl.constexpr):
-    """What `store_state` stored. Places are asked for from the last but one to the first."""
+def load_state(place, at, behind, far, within, PLACE: tl.constexpr, NEAR: tl.constexpr):
+    """What `store_state` stored. Places are asked for from the last but one to the first; behind:
+    `place_near` of the one behind, which is free by now: there comes what is wanted NEAR - 1 places
+    from here."""
     if NEAR:
         if far is not None:
-            # The place behind is free by now: there comes what is wanted NEAR - 1 chunks from here.
             comes = place + 1 - NEAR
             far_at = (far + comes * PLACE + within).to(tl.int64)
             tl.inline_asm_elementwise(
-                _BRING, _BRING_REGISTERS,
-                [far_at, _near_at(place + 1, far, near, within, NEAR), comes], tl.int32, False, 8,
-            )  # fmt: skip
+                _BRING, _BRING_REGISTERS, [far_at, behind + 4 * within, comes], tl.int32, False, 8
+            )
             tl.inline_asm_elementwise(
                 f"cp.async.wait_group {NEAR - 1}; mov.b32 $0, 0;",
                 "=r,r", [place], tl.int32, False, 1,
             )  # fmt: skip
         pairs = tl.inline_asm_elementwise(
-            _LOAD, _LOAD_REGISTERS, [_near_at(place, far, near, within, NEAR)], tl.uint32, False, 8
+            _LOAD, _LOAD_REGISTERS, [at + 4 * within], tl.uint32, False, 8
         )
         h = unpacked(pairs)
     else:
