@@ -79,12 +79,23 @@ def scan(setting: Setting, grid: tuple[int, int, int], axis: int) -> Iterator[Ro
     def forward():
         return selective_scan(*inputs, z=z, axis=axis)
 
-    with torch.no_grad():
-        ahead = setting.milliseconds(forward)
-    both = setting.milliseconds(lambda: torch.autograd.grad(forward(), inputs, dy))
+    ahead, both = device_times(setting, forward, inputs, dy)
     tokens = grid[0] * grid[1] * grid[2]
     yield _row("scan forward", grid, ahead, floor_ms(tokens, backward=False))
     yield _row("scan backward", grid, both - ahead, floor_ms(tokens, backward=True))
+
+
+def device_times(setting: Setting, forward, targets, dy) -> tuple[float, float]:
+    """Milliseconds of a function forwards, and with its backward, each as a CUDA graph."""
+
+    def both_ways():
+        return torch.autograd.grad(forward(), targets, dy)
+
+    both_ways()
+    captured = (lambda function: function) if setting.tiny else replayed
+    with torch.no_grad():
+        ahead = setting.milliseconds(captured(forward))
+    return ahead, setting.milliseconds(captured(both_ways))
 
 
 def mixer_items(setting: Setting) -> Iterator[Item]:
@@ -111,14 +122,7 @@ def mixer(setting: Setting, grid: tuple[int, int, int]) -> Iterator[Row]:
         with autocast:
             return module(x)
 
-    def both_ways():
-        return torch.autograd.grad(forward(), targets, dy)
-
-    both_ways()
-    captured = (lambda function: function) if setting.tiny else replayed
-    with torch.no_grad():
-        ahead = setting.milliseconds(captured(forward))
-    both = setting.milliseconds(captured(both_ways))
+    ahead, both = device_times(setting, forward, targets, dy)
     tokens = grid[0] * grid[1] * grid[2]
     floor = floor_ms(tokens, backward=False, scans=SCANS)
     yield _row("mixer forward", grid, ahead, floor)
