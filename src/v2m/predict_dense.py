@@ -26,7 +26,7 @@ from v2m.predict import REMEDY
 
 __all__ = ["DensePredictor", "predict_to_folder"]
 
-DETECTIONS, DRAWN = "detections.json", "_drawn"
+DETECTIONS, MAPS, DRAWN = "detections.json", "maps.json", "_drawn"
 
 
 class DensePredictor:
@@ -98,7 +98,7 @@ def predict_to_folder(
     A detector writes OUTPUT/detections.json, COCO's JSON of images, categories (the model's
     classes, numbered from 1) and annotations (all scores), and a picture an image with what has at
     least `score`. A segmenter writes OUTPUT/NAME.png with the number of each pixel's class, and
-    OUTPUT/NAME_drawn.png.
+    OUTPUT/NAME_drawn.png; OUTPUT/maps.json has the names of the classes, and which map is whose.
 
     Args:
         skipped: receives (path, reason) of each image that cannot be read; without it, such an
@@ -114,10 +114,10 @@ def predict_to_folder(
             " such names would replace it: give another folder with --output."
         )
     names = _Names()
-    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
-    content["categories"] = [
-        {"id": i + 1, "name": name} for i, name in enumerate(predictor.label_names)
-    ]
+    content: dict[str, list[Any]] = {"images": [], "classes": predictor.label_names}
+    if predictor.detects:
+        categories = [{"id": i, "name": name} for i, name in enumerate(predictor.label_names, 1)]
+        content = {"images": [], "annotations": [], "categories": categories}
     try:
         output.mkdir(parents=True, exist_ok=True)
         for path in paths:
@@ -135,9 +135,12 @@ def predict_to_folder(
                 target = output / f"{name}.png"
                 yield _detected(predictor, image, result, path, target, score, content)
             else:
-                yield _named(predictor, image, result, output, name)
-        if predictor.detects:
-            (output / DETECTIONS).write_text(json.dumps(content), encoding="utf-8")
+                drawn = _named(predictor, image, result, output, name)
+                files = {"map": f"{name}.png", "drawn": drawn.name}
+                content["images"].append({"file_name": str(path), **files})
+                yield drawn
+        summary = output / (DETECTIONS if predictor.detects else MAPS)
+        summary.write_text(json.dumps(content), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error}.") from error
 

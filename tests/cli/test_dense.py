@@ -126,7 +126,15 @@ def test_same_names_and_bad_images(models, data, tmp_path, capsys):
     assert "bad.png" in capsys.readouterr().err
     assert main([*command, "--skip-bad"]) == 0
     assert "skipped" in capsys.readouterr().err
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"x.png", "x-2.png", "x-2_drawn.png"}
+    maps = {folder / "a" / "x.png": "x", folder / "b" / "x.png": "x-2"}
+    content = json.loads((tmp_path / "out" / "maps.json").read_text())
+    assert len(content["classes"]) == 3
+    assert content["images"] == [
+        {"file_name": str(path), "map": f"{name}.png", "drawn": f"{name}_drawn.png"}
+        for path, name in maps.items()
+    ]
+    files = {f"{name}{end}" for name in maps.values() for end in (".png", "_drawn.png")}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == files | {"maps.json"}
 
 
 def test_an_image_too_thin_for_a_detector(models, data, tmp_path, capsys):

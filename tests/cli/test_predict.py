@@ -119,6 +119,12 @@ def test_csv_and_json_say_the_same(run, photos, tmp_path, capsys):
     assert [row["rank"] for row in rows[:3]] == ["1", "2", "3"]
 
 
+def test_a_folder_is_no_output(run, photos, tmp_path, capsys):
+    command = ["predict", str(run), str(photos), "--device", "cpu", "--output", str(tmp_path)]
+    assert main(command) == 2
+    assert "is a folder: name a file in it" in " ".join(capsys.readouterr().err.split())
+
+
 def test_corrupt_image_is_named(run, photos, tmp_path, capsys):
     good = (photos / "1.png").read_bytes()
     (tmp_path / "good.png").write_bytes(good)

@@ -73,6 +73,11 @@ def run(args: argparse.Namespace) -> int:
     if task != "classify":
         return _run_dense(args)
     _refuse(args, "score", "for detectors and segmenters")
+    if args.output is not None and args.output.is_dir():
+        raise InputError(
+            f"--output {args.output} is a folder: name a file in it, such as"
+            f" {args.output / 'classes.csv'}."
+        )
     form = _format(args.format, args.output)
     paths = find_images(args.images)
     predictor = Predictor.load(args.model, device=args.device)
