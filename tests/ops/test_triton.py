@@ -6,6 +6,7 @@ They run in a process of their own, where the interpreter is on before Triton is
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,3 +148,35 @@ def test_a_cpu_tensor_is_refused_where_nothing_interprets(monkeypatch):
     u = torch.randn(1, 2, 3, 4)
     with pytest.raises(InputError, match=r"(?s)CPU tensor.*TRITON_INTERPRET=1"):
         selective_scan(u, u, -torch.rand(4, 2), axis=1, backend="triton")
+
+
+def test_every_launch_of_the_backward_is_chosen_for_something():
+    from v2m.ops.triton.launch import TILES, pick
+
+    chosen = {
+        pick("scan_backward", 16, steps, walk)
+        for steps in range(1, 200)
+        for walk in ("B", "C", "BC")
+    }
+    assert chosen == set(TILES["scan_backward"])
+
+
+@pytest.mark.parametrize("kilobytes", [64, 100, 164, 228], ids="{} kB".format)
+def test_states_fit_into_shared_memory(kilobytes, monkeypatch):
+    """On each kind of GPU all programs that registers allow are there at once; a line that has more
+    states than places needs two of them."""
+    from v2m.ops.triton import launch
+
+    memory = SimpleNamespace(shared_memory_per_multiprocessor=1024 * kilobytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    monkeypatch.setattr(launch, "speaks_ptx", lambda: True)
+    for tile in launch.TILES["scan_backward"]:
+        room = [launch.room_near(n, tile, 16, torch.bfloat16, None) for n in range(1, 1000)]
+        most = max(room)
+        assert 2 <= most <= 47
+        assert tile.resident * (1024 * most + 1536) <= 1024 * kilobytes
+        assert room == sorted(room)
+        assert all(places >= n for n, places in enumerate(room, 1) if n <= most)
+        assert len(set(room)) <= 3, "each is a kernel to compile"
+        assert launch.room_near(8, tile, 16, torch.float16, None) == 0
+        assert launch.room_near(8, tile, 8, torch.bfloat16, None) == 0

@@ -79,7 +79,6 @@ class Tile:
     warps: int = 1
     stages: int = 1  # of loads in flight, where a loop ends in a matrix product
     group: int = 1  # of a scan's backward: chunks that the replay loads at a time, at most 2
-    ahead: bool = False  # of a scan's backward, 2 to 4 steps: rows of B and C a chunk ahead too
     fetch: bool = False  # of a scan: rows are brought to the L2 before they are loaded
     registers: int | None = None  # the most that a thread may have
 
@@ -106,11 +105,11 @@ class Tile:
 TILES: dict[str, tuple[Tile, ...]] = {
     "scan_forward": (Tile(64, registers=128), Tile(64, fetch=True)),
     "scan_backward": (
-        Tile(32, 2, group=2, ahead=True),
-        Tile(32, 3, ahead=True, fetch=True),
-        Tile(32, 4, ahead=True),
-        Tile(32, 2, ahead=True, registers=168),
-        Tile(32, 2, group=2, ahead=True, fetch=True),
+        Tile(32, 2, group=2),
+        Tile(32, 3, fetch=True),
+        Tile(32, 4),
+        Tile(32, 2, registers=168),
+        Tile(32, 2, group=2, fetch=True),
     ),
     "project": (Tile(64, 32, 2, 3, registers=128), Tile(64, 32, 2, 3)),
     "project_backward_low": (Tile(128, 32, 2, 3), Tile(64, 64, 4, 3)),
@@ -158,7 +157,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def near_places(
+def room_near(
     wanted: int, tile: Tile, states: int, dtype: torch.dtype, device: torch.device
 ) -> int:
     """States that each program of a scan's backward keeps in shared memory: see states.py.

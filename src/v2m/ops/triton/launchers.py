@@ -19,12 +19,12 @@ from .launch import (
     Scan,
     Tile,
     groups,
-    near_places,
     pack,
     padded,
     pick,
     precision,
     processors,
+    room_near,
     speaks_ptx,
 )
 from .prepare import Prepared
@@ -152,7 +152,7 @@ def scan_backward(
             SOFTPLUS=_softplus(inputs), SOFTPLUS_DONE=inputs.softplus_done,
             SUM_BY_PRODUCT=short and tile.channels == 32 and tile.warps == 1,
             CHUNK=tile.tokens, GROUP=tile.group, NEAR=near,
-            FETCH=tile.fetch and speaks_ptx(), AHEAD=tile.ahead,
+            FETCH=tile.fetch and speaks_ptx(),
             PADDED_N=padded(states), BLOCK_E=tile.channels,
             CHANNELS_PER_THREAD=max(1, tile.channels // (32 * tile.warps)),
             MASK=_mask(grid, tile, lines, states),
@@ -208,7 +208,7 @@ def _plan_backward(
         chosen = tile or pick("scan_backward", states, lines["window"], walk)
         blocks = triton.cdiv(grid.channels, chosen.channels)
         places = triton.cdiv(lines["window"], chosen.tokens) + 1
-        near = near_places(places, chosen, states, inputs.u.dtype, device)
+        near = room_near(places, chosen, states, inputs.u.dtype, device)
         if places <= near:
             places = 0
         size = blocks * places * states * chosen.channels // (2 if near else 1)

@@ -69,7 +69,7 @@ def replay_steps(
     NEAR: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
-    """Some steps of `replay`, from a chunk on: the state behind them, and the next chunk.
+    """Some steps of `replay`, from a chunk on: the state behind them, the next chunk, its place.
 
     xs, raw, g_outs, Bs: their rows of u, dt, dy, B; C, z, dz, dC: pointers to those of the first.
     left: how many there are to the line's end. MORE: rows of B at next_B, as many, take the place

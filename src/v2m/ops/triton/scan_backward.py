@@ -1,10 +1,10 @@
 """The selective scan, backward: states are recomputed, a chunk of steps at a time, into registers.
 
-A program first replays its line and leaves the state at the start of every chunk in its own slice
-of a small scratch buffer; without B, the gradient of C, which depends on the states alone, is done
-there, too (see replay.py). Then it walks the chunks from the last to the first: the states of a
-chunk and their decays are recomputed forwards into registers and consumed backwards. With g the
-gradient with respect to the state after step i and p = decay_{i+1} g_{i+1}:
+A program first replays its line and leaves the state at the start of every chunk, in shared memory
+where there is room (see states.py); without B, the gradient of C, which depends on the states
+alone, is done there, too (see replay.py). Then it walks the chunks from the last to the first: the
+states of a chunk and their decays are recomputed forwards into registers and consumed backwards.
+With g the gradient with respect to the state after step i and p = decay_{i+1} g_{i+1}:
 
     g_i = p + C_i dy_i,   p = decay_i g_i,   dC_i = sum_e dy_i h_i,   dB_i = sum_e g_i dt_i u_i
     du_i = dt_i sum_n g_i B_i + D dy_i
@@ -27,12 +27,7 @@ import triton
 import triton.language as tl
 
 from .channel_sums import picks, store_channel_sum
-from .chunks import (
-    columns,
-    floats,
-    load_rows,
-    load_steps,
-)
+from .chunks import columns, floats, load_rows, load_steps
 from .ptx import far_rows, fetch, packed
 from .replay import replay, store_output_gradients, through_gate
 from .scan import LN2, LOG2E, SIZES, mirrored, segment_start, sigmoid, step_size
@@ -172,7 +167,6 @@ def scan_backward_kernel(
     GROUP: tl.constexpr,  # chunks that the replay loads at a time
     NEAR: tl.constexpr,  # places for states in shared memory: see states.py; 0: there are none
     FETCH: tl.constexpr,  # rows are brought to the L2 some chunks ahead
-    AHEAD: tl.constexpr,  # rows of B and C too are loaded a chunk ahead; CHUNK is 2, 3 or 4
     PADDED_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     CHANNELS_PER_THREAD: tl.constexpr,
@@ -182,7 +176,8 @@ def scan_backward_kernel(
     """Shapes as in the forward kernel; du, ddt: (slots, tokens, E); dz: (tokens, E).
 
     dB, dC: (slots, tokens, blocks of channels, N); dA: (N, E) and dD, dbias: (E,), one set a
-    program, `share` elements apart; checkpoints: (programs, blocks, places, N, BLOCK_E): float32.
+    program, `share` elements apart; checkpoints: (programs, blocks, places) of the scratch buffer,
+    or none if the states of every line have room in shared memory.
     """
     block = tl.program_id(1)
     blocks = tl.num_programs(1)
@@ -208,6 +203,8 @@ def scan_backward_kernel(
     # Who stores the gradients of C and gate: the replay, or the walk back with one more state.
     EARLY: tl.constexpr = B is None
     LATE: tl.constexpr = B is not None and (C is not None or z is not None)
+    # With 16 states a chunk is of 2 to 4 steps, whose rows of B and C are loaded a chunk ahead too.
+    AHEAD: tl.constexpr = PADDED_N == 16
     WITHIN: tl.constexpr = MASK if MASK == 2 else 0  # before its last chunk a line has whole ones
     PLACE: tl.constexpr = PADDED_N * BLOCK_E // 2 if NEAR else PADDED_N * BLOCK_E
     far = None
